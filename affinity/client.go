@@ -1,0 +1,132 @@
+package affinity
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/homing-grpc/homing/internal/callctx"
+)
+
+// UnaryClientInterceptor returns an interceptor that sends the affinity of the
+// call's context along, under [IDHeader] and [KeyHeader].
+//
+// The context wins over headers that are already in the outgoing metadata, and
+// what it says goes out exactly once. In detail: an id or a key in the context
+// replaces the header of that name. A key without an id also removes an
+// [IDHeader], which the balancer would ignore and a proxy would follow. An id
+// without a key leaves a [KeyHeader]: the two do not disagree, and the key
+// still tells the server whose call it is. Without affinity in the context
+// headers go out as they are; they count as affinity just the same.
+//
+// A value that a header cannot carry unchanged, or a header of either name that
+// has two values, fails the call with code InvalidArgument before it leaves the
+// client. Whether a server is required is not sent: it is about picking, and
+// picking is done here.
+//
+// It should be the innermost interceptor (see [DialOptions]): headers that are
+// added after it may be missed by the balancer of this module, which trusts it
+// to have looked. The interceptor is safe for concurrent use.
+func UnaryClientInterceptor(opts ...ClientOption) grpc.UnaryClientInterceptor {
+	return func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoker grpc.UnaryInvoker, callOpts ...grpc.CallOption) error {
+		ctx, err := outgoing(ctx)
+		if err != nil {
+			return err
+		}
+		return invoker(ctx, method, req, reply, cc, callOpts...)
+	}
+}
+
+// StreamClientInterceptor is [UnaryClientInterceptor] for streams. Headers go
+// out when a stream is opened, so what counts is the context it is opened with.
+func StreamClientInterceptor(opts ...ClientOption) grpc.StreamClientInterceptor {
+	return func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, callOpts ...grpc.CallOption) (grpc.ClientStream, error) {
+		ctx, err := outgoing(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return streamer(ctx, desc, cc, method, callOpts...)
+	}
+}
+
+// outgoing returns ctx with its affinity in the outgoing metadata, or with the
+// mark that there is none.
+func outgoing(ctx context.Context) (context.Context, error) {
+	ids := metadata.ValueFromOutgoingContext(ctx, IDHeader)
+	keys := metadata.ValueFromOutgoingContext(ctx, KeyHeader)
+	v := callctx.From(ctx)
+	if v.Empty() {
+		return headersOnly(ctx, v, ids, keys)
+	}
+
+	if why := problem(v.ID); why != "" {
+		return nil, refuse("id in the context", v.ID, why)
+	}
+	if why := problem(v.Key); why != "" {
+		return nil, refuse("key in the context", v.Key, why)
+	}
+	if v.Key == "" {
+		// This one stays, so it has to be fit to be sent.
+		if _, err := single("outgoing", KeyHeader, keys); err != nil {
+			return nil, err
+		}
+	}
+
+	addID := v.ID != "" && len(ids) == 0
+	addKey := v.Key != "" && len(keys) == 0
+	dropIDs := len(ids) > 0 && !only(ids, v.ID)
+	dropKeys := len(keys) > 0 && v.Key != "" && !only(keys, v.Key)
+	switch {
+	case dropIDs || dropKeys:
+		return replace(ctx, v), nil
+	case addID && addKey:
+		return metadata.AppendToOutgoingContext(ctx, IDHeader, v.ID, KeyHeader, v.Key), nil
+	case addID:
+		return metadata.AppendToOutgoingContext(ctx, IDHeader, v.ID), nil
+	case addKey:
+		return metadata.AppendToOutgoingContext(ctx, KeyHeader, v.Key), nil
+	}
+	return ctx, nil
+}
+
+// headersOnly is outgoing for a context without affinity: the headers, if any,
+// are left to the picker.
+func headersOnly(ctx context.Context, v *callctx.Value, ids, keys []string) (context.Context, error) {
+	id, err := single("outgoing", IDHeader, ids)
+	if err != nil {
+		return nil, err
+	}
+	key, err := single("outgoing", KeyHeader, keys)
+	if err != nil {
+		return nil, err
+	}
+	marked := v != nil && v.NoHeaders
+	switch none := id == "" && key == ""; {
+	case none && !marked:
+		return callctx.WithNoHeaders(ctx), nil
+	case !none && marked:
+		// ctx comes out of an earlier call (ClientStream.Context), and headers
+		// were added since: its mark is no longer true.
+		return callctx.With(ctx, callctx.Value{}), nil
+	}
+	return ctx, nil
+}
+
+// replace returns ctx with v in its outgoing metadata in place of what is there
+// under the same names. It copies all metadata, which is why outgoing avoids
+// it: only headers that contradict the context come here.
+func replace(ctx context.Context, v *callctx.Value) context.Context {
+	md, _ := metadata.FromOutgoingContext(ctx)
+	delete(md, IDHeader)
+	if v.ID != "" {
+		md[IDHeader] = []string{v.ID}
+	}
+	if v.Key != "" {
+		md[KeyHeader] = []string{v.Key}
+	}
+	return metadata.NewOutgoingContext(ctx, md)
+}
+
+// only reports whether v is the one and only value.
+func only(values []string, v string) bool { return len(values) == 1 && values[0] == v }

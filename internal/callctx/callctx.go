@@ -1,0 +1,75 @@
+// Package callctx holds what one call's context says about affinity. It exists
+// so that the picker can read it without a copy and without an exported name:
+// package affinity writes it, package stickybalancer reads it.
+package callctx
+
+import (
+	"context"
+
+	"github.com/cespare/xxhash/v2"
+)
+
+// Value is the affinity of one call. It is immutable once it is in a context.
+type Value struct {
+	ID       string // the server wanted, "" if none
+	Key      string // the session key, "" if none
+	Required bool   // ID or an error, never another server
+
+	// Hash is Hash(Key), or Hash(ID) without a key: the place in the
+	// rendezvous order of a call that has to find a home. It is computed here,
+	// once, because a picker runs once per attempt and queue wake-up.
+	Hash uint64
+
+	// NoHeaders says that the outgoing metadata was seen to hold neither
+	// default affinity header, so that a picker need not look again.
+	NoHeaders bool
+}
+
+// Empty reports whether v names neither a server nor a key.
+func (v *Value) Empty() bool { return v == nil || (v.ID == "" && v.Key == "") }
+
+type key struct{}
+
+// From returns the value in ctx, nil if there is none.
+func From(ctx context.Context) *Value {
+	v, _ := ctx.Value(key{}).(*Value)
+	return v
+}
+
+// With returns ctx carrying a copy of v with its hash computed.
+func With(ctx context.Context, v Value) context.Context {
+	switch {
+	case v.Key != "":
+		v.Hash = Hash(v.Key)
+	case v.ID != "":
+		v.Hash = Hash(v.ID)
+	}
+	return &valueCtx{ctx, v}
+}
+
+// valueCtx is what context.WithValue makes, in one allocation.
+type valueCtx struct {
+	context.Context
+	v Value
+}
+
+func (c *valueCtx) Value(k any) any {
+	if k == (key{}) {
+		return &c.v
+	}
+	return c.Context.Value(k)
+}
+
+// noHeaders is shared: a call without affinity costs no Value of its own.
+var noHeaders = &Value{NoHeaders: true}
+
+// WithNoHeaders returns ctx marked as a call without affinity whose outgoing
+// metadata holds neither default affinity header.
+func WithNoHeaders(ctx context.Context) context.Context {
+	return context.WithValue(ctx, key{}, noHeaders)
+}
+
+// Hash is the hash of keys and server ids: XXH64 with seed 0, which every
+// language has and which is the same on every machine. It is part of the wire
+// contract: two releases that disagree on it disagree on every key's home.
+func Hash(s string) uint64 { return xxhash.Sum64String(s) }

@@ -1,0 +1,212 @@
+package stickybalancer
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/balancer/pickfirst"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/resolver"
+)
+
+// policy is one channel's custom_round_robin.
+type policy struct {
+	cc    balancer.ClientConn
+	opts  balancer.BuildOptions
+	log   logger
+	seed  uint64   // differs from channel to channel: which subset is ours
+	turns *counter // the rotation of calls without affinity
+
+	// mu guards what follows, and all servers. It is the innermost lock of
+	// ours: cc.UpdateState is called under it, children never are.
+	mu      sync.Mutex
+	cfg     *lbConfig
+	closed  bool
+	batch   bool                // an update is under way: it publishes at its end
+	changed bool                // since the last picker
+	last    []resolver.Endpoint // the last list as the resolver gave it
+	attrs   resolver.State      // the rest of its state
+	listErr error               // why there is no endpoint, if there is none
+
+	servers map[string]*server // by id: known ones, and those not long gone
+	members *members           // what pickers see of servers
+	first   time.Time          // of the first list; zero before
+	settled bool               // an id never listed is waited for no longer
+	outages []*outage          // by the time they began
+	keeping []*server          // by the time they were first kept
+	timer   *time.Timer
+
+	// Sums over servers, so that one change costs the same at any size.
+	rings      [3]*ring // own zone, other zones, kept
+	open       int      // servers known and not draining
+	ready      int      // servers READY
+	counts     [5]int   // spread servers by connectivity state
+	shareLimit uint32   // the mean weight: the most that one share may hold
+	allDrain   bool     // every server drains: as if none did
+	hasSubset  bool     // the servers' inSubset is not true of all
+	update     uint64   // counts the lists, to tell who is not in the last
+	failure    error    // the last failure to connect to any server
+}
+
+// members is a list of servers that pickers share until it changes.
+type members struct {
+	byID map[string]*server
+	list []*server // known ones
+}
+
+func newPolicy(cc balancer.ClientConn, opts balancer.BuildOptions) *policy {
+	p := &policy{
+		cc:         cc,
+		opts:       opts,
+		seed:       rand.Uint64(),
+		turns:      &counter{},
+		servers:    make(map[string]*server),
+		members:    &members{},
+		rings:      [3]*ring{newRing(), newRing(), newRing()},
+		shareLimit: 1,
+		listErr:    errors.New("no list of endpoints yet"),
+	}
+	p.turns.n.Store(rand.Uint32())
+	p.log = newLogger(p)
+	p.timer = time.AfterFunc(time.Hour, p.expire)
+	p.timer.Stop()
+	return p
+}
+
+// ResolverError is called when the resolver has no list. The last good one
+// stays in use.
+func (p *policy) ResolverError(err error) {
+	p.mu.Lock()
+	p.batch = true
+	if len(p.members.list) == 0 {
+		p.listErr = fmt.Errorf("name resolver error: %v", err)
+		p.changed = true
+	}
+	children := p.childrenLocked()
+	p.mu.Unlock()
+	for _, c := range children {
+		c.resolverError(err)
+	}
+	p.endBatch()
+}
+
+// ExitIdle connects what is idle; under LAZY, one server if none is READY.
+func (p *policy) ExitIdle() {
+	p.mu.Lock()
+	lazy, ready := p.cfg != nil && p.cfg.lazy, p.ready
+	p.batch = true
+	children := p.childrenLocked()
+	p.mu.Unlock()
+	switch {
+	case !lazy:
+		for _, c := range children {
+			c.connect()
+		}
+	case ready == 0:
+		p.connectOneIdle()
+	}
+	p.endBatch()
+}
+
+// UpdateSubConnState is never called: children listen to their SubConns.
+func (p *policy) UpdateSubConnState(balancer.SubConn, balancer.SubConnState) {}
+
+// Close ends all connections. Calls under way on them go on to their end.
+func (p *policy) Close() {
+	p.mu.Lock()
+	p.closed = true
+	p.timer.Stop()
+	children := p.childrenLocked()
+	p.mu.Unlock()
+	for _, c := range children {
+		c.close()
+	}
+}
+
+func (p *policy) childrenLocked() []*child {
+	children := make([]*child, 0, len(p.servers))
+	for _, s := range p.servers {
+		if s.child != nil {
+			children = append(children, s.child)
+		}
+	}
+	return children
+}
+
+func (p *policy) endBatch() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.batch = false
+	p.publishLocked()
+}
+
+// UpdateClientConnState takes a list from the resolver. Only the servers in
+// which it differs from the last one are touched.
+func (p *policy) UpdateClientConnState(state balancer.ClientConnState) error {
+	cfg, ok := state.BalancerConfig.(*lbConfig)
+	if !ok && state.BalancerConfig != nil {
+		return fmt.Errorf("%s: config must come from its own parser, got %T: %w", Name, state.BalancerConfig, balancer.ErrBadResolverState)
+	}
+	rs := pickfirst.EnableHealthListener(state.ResolverState)
+	endpoints := rs.Endpoints
+	rs.Endpoints, rs.Addresses = nil, nil
+
+	p.mu.Lock()
+	p.batch = true
+	if cfg == nil {
+		if cfg = p.cfg; cfg == nil {
+			cfg, _ = parseConfig([]byte("{}"))
+		}
+	}
+	newConfig := p.cfg == nil || p.cfg.values() != cfg.values()
+	p.cfg = cfg
+	if newConfig && cfg.maxLoadFactor > 0 {
+		p.log.warningf("maxLoadFactor is not in effect in this release")
+	}
+	now := time.Now()
+	if p.first.IsZero() {
+		p.first = now
+		p.settled = cfg.reconnectWindow <= 0
+		p.changed = true
+	}
+	sameAttrs := p.attrs.Attributes.Equal(rs.Attributes)
+	p.attrs = rs
+	var work []func()
+	if newConfig || !sameAttrs || !sameList(p.last, endpoints) {
+		p.last = endpoints
+		work = p.applyLocked(p.unique(endpoints), now, newConfig, !sameAttrs)
+	}
+	p.armLocked(now)
+	p.mu.Unlock()
+
+	for _, f := range work {
+		f()
+	}
+	p.endBatch()
+	if len(endpoints) == 0 {
+		return balancer.ErrBadResolverState
+	}
+	return nil
+}
+
+// connectOneIdle connects one idle server of those for calls without affinity.
+func (p *policy) connectOneIdle() {
+	p.mu.Lock()
+	var c *child
+	start := rand.IntN(max(len(p.members.list), 1))
+	for i := range p.members.list {
+		s := p.members.list[(start+i)%len(p.members.list)]
+		if s.spread && s.state() == connectivity.Idle && s.child != nil {
+			c = s.child
+			break
+		}
+	}
+	p.mu.Unlock()
+	if c != nil {
+		c.connect()
+	}
+}

@@ -1,0 +1,156 @@
+package stickybalancer
+
+import (
+	"math/rand/v2"
+	"sync/atomic"
+
+	"google.golang.org/grpc/balancer"
+)
+
+// A ring holds the READY endpoints that calls without affinity are spread over.
+// It is shared by all pickers of a policy, so that one endpoint more or less
+// costs the same at any size. Writers hold the policy's mutex and publish a
+// picker afterwards; readers hold nothing.
+//
+// Endpoints have shares of the ring. Where weights differ, an endpoint heavier
+// than the mean holds several shares, none of them above the mean, and a share
+// below the greatest is passed over in part of the rounds (the stride schedule
+// of gRFC A58). So the split is exact, no pick passes over more than about two
+// shares on average, and calls in a row go to different servers.
+type ring struct {
+	array atomic.Pointer[ringArray]
+	// weights counts the shares by weight, for the greatest and the least.
+	weights map[uint32]int
+}
+
+type ringArray struct {
+	n      atomic.Uint32 // shares in use
+	top    atomic.Uint32 // the greatest weight, 0 if all are the same
+	shares []atomic.Pointer[share]
+}
+
+type share struct {
+	target target
+	weight uint32
+	pos    uint32 // in the ring; guarded by the policy's mutex
+}
+
+// target is where a pick ends: a READY connection.
+type target struct {
+	conn balancer.SubConn
+	// picker is set where the child's picker does more than to name conn.
+	picker balancer.Picker
+}
+
+func (t *target) pick(info balancer.PickInfo) (balancer.PickResult, error) {
+	if t.picker != nil {
+		return t.picker.Pick(info)
+	}
+	return balancer.PickResult{SubConn: t.conn}, nil
+}
+
+func newRing() *ring {
+	r := &ring{weights: make(map[uint32]int)}
+	r.array.Store(&ringArray{shares: make([]atomic.Pointer[share], 4)})
+	return r
+}
+
+func (r *ring) empty() bool { return r.array.Load().n.Load() == 0 }
+
+// add puts s at a random place, so that the shares of one endpoint lie apart
+// and no two channels visit the servers in the same order.
+func (r *ring) add(s *share) {
+	a := r.array.Load()
+	n := a.n.Load()
+	if int(n) == len(a.shares) {
+		b := &ringArray{shares: make([]atomic.Pointer[share], 2*n)}
+		for i := range a.shares {
+			b.shares[i].Store(a.shares[i].Load())
+		}
+		b.n.Store(n)
+		b.top.Store(a.top.Load())
+		a = b
+	}
+	s.pos = rand.Uint32N(n + 1)
+	if s.pos != n {
+		last := a.shares[s.pos].Load()
+		last.pos = n
+		a.shares[n].Store(last)
+	}
+	a.shares[s.pos].Store(s)
+	a.n.Store(n + 1)
+	r.weights[s.weight]++
+	r.setTop(a)
+	r.array.Store(a)
+}
+
+func (r *ring) remove(s *share) {
+	a := r.array.Load()
+	n := a.n.Load() - 1
+	if s.pos != n {
+		last := a.shares[n].Load()
+		last.pos = s.pos
+		a.shares[s.pos].Store(last)
+	}
+	a.n.Store(n)
+	a.shares[n].Store(nil) // or a lost connection would stay reachable
+	if r.weights[s.weight]--; r.weights[s.weight] == 0 {
+		delete(r.weights, s.weight)
+	}
+	r.setTop(a)
+}
+
+func (r *ring) setTop(a *ringArray) {
+	top := uint32(0)
+	if len(r.weights) > 1 {
+		for w := range r.weights {
+			top = max(top, w)
+		}
+	}
+	if a.top.Load() != top {
+		a.top.Store(top)
+	}
+}
+
+// counter is the rotation of one policy. It has a cache line of its own: it is
+// the only thing that picks write, and what lies beside it is read by all.
+type counter struct {
+	_ [64]byte
+	n atomic.Uint32
+	_ [60]byte
+}
+
+// next returns the next share, nil if there is none. A change under way can
+// make it nil too; a picker is about to be published then.
+func (r *ring) next(c *counter) *share {
+	a := r.array.Load()
+	for {
+		n := a.n.Load()
+		if n == 0 {
+			return nil
+		}
+		seq := c.n.Add(1)
+		i := seq % n
+		s := a.shares[i].Load()
+		top := a.top.Load()
+		if s == nil || top == 0 {
+			return s
+		}
+		// In top rounds, a share of weight w is taken w times, spread evenly.
+		round, w := uint64(seq/n+i)%uint64(top), uint64(s.weight)
+		if round*w%uint64(top)+w >= uint64(top) {
+			return s
+		}
+	}
+}
+
+// splitWeight cuts weight into equal shares of at most limit.
+func splitWeight(weight, limit uint32) []uint32 {
+	n := (uint64(weight) + uint64(limit) - 1) / uint64(limit)
+	parts := make([]uint32, n)
+	for i := range parts {
+		// whole numbers that differ by one at most and add up to weight
+		parts[i] = uint32(uint64(weight)*uint64(i+1)/n - uint64(weight)*uint64(i)/n)
+	}
+	return parts
+}

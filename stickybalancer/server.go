@@ -1,0 +1,143 @@
+package stickybalancer
+
+import (
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/resolver"
+
+	"github.com/homing-grpc/homing/endpointsmeta"
+	"github.com/homing-grpc/homing/internal/callctx"
+)
+
+// A server is what the policy knows of one server id. It outlives the server's
+// place in the resolver's list by absentGrace while its connection is READY
+// (it is *kept*), and by the reconnect window in any case, so that calls can
+// wait for its return.
+//
+// All fields are guarded by policy.mu, but for view, which pickers read.
+type server struct {
+	id   string
+	hash uint64
+
+	endpoint resolver.Endpoint
+	meta     endpointsmeta.Meta
+	child    *child // nil when it is not known (any more)
+
+	listed    bool             // in the resolver's last list
+	keptUntil time.Time        // set if it is known without being listed
+	live      balancer.SubConn // READY, and its health, if watched, was told; nil if none
+	unhealthy bool             // live, and its health check says no
+	tried     bool             // a connection attempt to this address has ended
+	outage    *outage          // while there is one
+	lost      bool             // the outage has lasted for the reconnect window
+	failure   error            // the last one to connect
+	update    uint64           // the number of the last list that had it
+	// saidGoodbye is set while it is gone after draining: nobody waits for it.
+	saidGoodbye bool
+
+	// What of it is in the policy's sums.
+	inSubset bool               // of the servers for calls without affinity
+	open     bool               // known and not draining
+	spread   bool               // calls without affinity may use it, if READY
+	counted  connectivity.State // as which it counts, if it is spread
+	isReady  bool
+	ring     *ring // with its shares, while it takes calls without affinity
+	shares   []*share
+
+	view atomic.Pointer[view]
+}
+
+// An outage is the time in which a server is away and waited for.
+type outage struct {
+	server *server
+	since  time.Time
+}
+
+type phase uint8
+
+const (
+	away  phase = iota // not READY, and waited for no longer
+	waits              // not READY, inside the window: calls queue for it
+	idle               // waits for its first pick to connect (LAZY)
+	ready              // connected
+)
+
+// view is what pickers see of a server. It is immutable but for connecting.
+type view struct {
+	phase    phase
+	known    bool // in the list, or kept
+	draining bool // takes nothing new: it says so, or its health check does
+	weight   uint32
+	target   target // if ready
+	err      error  // if not: the last failure to connect
+	child    *child // if idle
+	// connecting is set by the first pick that asked an idle child to connect.
+	connecting atomic.Bool
+}
+
+func newServer(id string) *server {
+	s := &server{id: id, hash: callctx.Hash(id), inSubset: true}
+	s.view.Store(&view{})
+	return s
+}
+
+// connect makes an idle server connect, without waiting for it. A picker may
+// call it: the child may be asked under no lock, so it is asked elsewhere.
+func (v *view) connect() {
+	if v.child != nil && v.connecting.CompareAndSwap(false, true) {
+		go v.child.connect()
+	}
+}
+
+func (s *server) known() bool { return s.listed || !s.keptUntil.IsZero() }
+
+func (s *server) kept() bool { return !s.listed && !s.keptUntil.IsZero() }
+
+func (s *server) weight() uint32 { return max(s.meta.Weight, 1) }
+
+// state is the connectivity state by which the server counts.
+func (s *server) state() connectivity.State {
+	if s.child == nil {
+		return connectivity.Shutdown
+	}
+	return s.child.state()
+}
+
+// noteReport draws from pick_first's report whether calls that belong to the
+// server can reach it. Health that is unknown again, because its watch broke,
+// changes nothing: the connection is the one that was there before.
+func (s *server) noteReport() {
+	conn := s.child.conn
+	switch s.state() {
+	case connectivity.Ready:
+		s.live, s.unhealthy = conn, false
+	case connectivity.TransientFailure:
+		s.live, s.unhealthy = conn, conn != nil
+	default:
+		if conn == nil || s.live != conn {
+			s.live, s.unhealthy = nil, false
+		}
+	}
+	if s.live != nil || s.state() == connectivity.TransientFailure {
+		s.tried = true
+	}
+}
+
+// currentTarget returns where calls to s go. A READY picker of pick_first is constant
+// and names the connection, unless a wrapper between us and gRPC adds to it.
+func (s *server) currentTarget() target {
+	t := target{conn: s.live}
+	if s.state() != connectivity.Ready {
+		return t // connected, but not healthy: only calls that belong to it
+	}
+	r, err := s.child.report.Picker.Pick(balancer.PickInfo{})
+	if err != nil || r.Done != nil || r.Metadata != nil {
+		t.picker = s.child.report.Picker
+		return t
+	}
+	t.conn = r.SubConn
+	return t
+}

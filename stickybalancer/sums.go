@@ -1,0 +1,177 @@
+package stickybalancer
+
+import (
+	"fmt"
+	"sync"
+
+	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/connectivity"
+)
+
+// spreadAgainIfLocked refreshes all servers when the last one that does not
+// drain went, or the first one came.
+func (p *policy) spreadAgainIfLocked() {
+	if all := p.open == 0; all != p.allDrain {
+		p.allDrain, p.changed = all, true
+		if p.hasSubset {
+			p.chooseSubsetLocked()
+		}
+		for _, s := range p.servers {
+			p.refreshLocked(s)
+		}
+	}
+}
+
+// refreshLocked brings the sums, the rings and the view of s up to date.
+func (p *policy) refreshLocked(s *server) {
+	state := s.state()
+	drains := s.meta.Draining || s.unhealthy
+	isReady := state == connectivity.Ready && s.live != nil
+
+	before := p.modeLocked()
+	if open := s.known() && !drains; open != s.open {
+		s.open = open
+		p.open += step(open)
+	}
+	if isReady != s.isReady {
+		s.isReady = isReady
+		p.ready += step(isReady)
+	}
+	spread := s.listed && (!s.meta.Draining || p.allDrain) && s.inSubset
+	if s.spread {
+		p.counts[s.counted]--
+	}
+	if s.spread = spread; spread {
+		s.counted = state
+		p.counts[state]++
+	}
+
+	v := &view{phase: away, known: s.known(), draining: drains, weight: s.weight(), err: s.failure}
+	switch {
+	case s.live != nil:
+		v.phase, v.target, v.err = ready, s.currentTarget(), nil
+	case s.lost:
+	case s.child != nil && state == connectivity.Idle && s.outage == nil && !p.eagerLocked(s):
+		v.phase, v.child = idle, s.child
+	case s.known() || s.outage != nil:
+		v.phase = waits
+	}
+	old := s.view.Load()
+	if old.phase != v.phase || old.known != v.known || old.draining != v.draining ||
+		old.weight != v.weight || old.target != v.target || old.child != v.child {
+		s.view.Store(v)
+		p.changed = true
+	} else if old.err != v.err {
+		s.view.Store(v) // only words in an error: no call waits for them
+	}
+
+	var ring *ring
+	switch {
+	case !isReady:
+	case s.kept():
+		ring = p.rings[2]
+	case spread && p.ownZone(s):
+		ring = p.rings[0]
+	case spread:
+		ring = p.rings[1]
+	}
+	if ring != s.ring || (ring != nil && (s.shares[0].target != v.target || old.weight != v.weight)) {
+		p.unringLocked(s)
+		if s.ring = ring; ring != nil {
+			for _, w := range splitWeight(s.weight(), p.shareLimit) {
+				sh := &share{target: v.target, weight: w}
+				s.shares = append(s.shares, sh)
+				ring.add(sh)
+			}
+		}
+		p.changed = true
+	}
+	p.changed = p.changed || before != p.modeLocked()
+}
+
+func (p *policy) unringLocked(s *server) {
+	for _, sh := range s.shares {
+		s.ring.remove(sh)
+	}
+	s.ring, s.shares = nil, nil
+}
+
+func step(up bool) int {
+	if up {
+		return 1
+	}
+	return -1
+}
+
+// mode is what calls without affinity meet, and what the channel is in.
+type mode struct {
+	ring    *ring
+	state   connectivity.State // if there is no ring
+	channel connectivity.State
+	wake    bool // there are idle servers, and none is connecting
+}
+
+func (p *policy) modeLocked() mode {
+	var m mode
+	for _, r := range p.rings {
+		if !r.empty() {
+			m.ring = r
+			break
+		}
+	}
+	switch {
+	case p.counts[connectivity.Connecting] > 0:
+		m.state = connectivity.Connecting
+	case p.counts[connectivity.Idle] > 0:
+		m.state = connectivity.Idle
+	default:
+		m.state = connectivity.TransientFailure
+	}
+	m.channel = m.state
+	if p.ready > 0 {
+		m.channel = connectivity.Ready
+	}
+	m.wake = p.counts[connectivity.Idle] > 0 && p.counts[connectivity.Connecting] == 0
+	return m
+}
+
+// publishLocked gives gRPC a new picker, if a call could tell it from the last.
+func (p *policy) publishLocked() {
+	if p.closed || !p.changed {
+		return
+	}
+	p.changed = false
+	m := p.modeLocked()
+	pk := &picker{
+		cfg:        p.cfg,
+		members:    p.members,
+		ring:       m.ring,
+		turns:      p.turns,
+		settled:    p.settled,
+		allDrain:   p.allDrain,
+		headers:    p.cfg != nil && (p.cfg.idHeader != "" || p.cfg.keyHeader != ""),
+		trustMarks: p.cfg != nil && p.cfg.defaultHeaders(),
+	}
+	if m.ring == nil {
+		pk.err = balancer.ErrNoSubConnAvailable
+		if m.state == connectivity.TransientFailure {
+			pk.err = p.noneLocked()
+		}
+	}
+	if m.wake && p.cfg != nil && p.cfg.lazy {
+		pk.wake = sync.OnceFunc(func() { go p.connectOneIdle() })
+	}
+	p.cc.UpdateState(balancer.State{ConnectivityState: m.channel, Picker: pk})
+}
+
+// noneLocked says why no server can take a call.
+func (p *policy) noneLocked() error {
+	switch {
+	case p.counts[connectivity.TransientFailure] > 0 && p.failure != nil:
+		return p.failure
+	case p.listErr != nil:
+		return fmt.Errorf("%s: no servers: %v", Name, p.listErr)
+	default:
+		return fmt.Errorf("%s: no server is READY", Name)
+	}
+}

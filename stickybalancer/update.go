@@ -1,0 +1,238 @@
+package stickybalancer
+
+import (
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc/resolver"
+)
+
+// applyLocked makes want the list, and returns the calls to children that this
+// takes, to be made under no lock.
+func (p *policy) applyLocked(want []listed, now time.Time, newConfig, newAttrs bool) (work []func()) {
+	p.changed = p.changed || newConfig
+	membership := false
+
+	touched := make([]*server, 0, 8)
+
+	p.update++
+	for _, l := range want {
+		if s := p.servers[l.meta.ID]; s != nil {
+			s.update = p.update
+		}
+	}
+	for id, s := range p.servers {
+		switch {
+		case s.update == p.update:
+		case s.listed:
+			membership = true
+			touched = append(touched, s)
+			if c := p.leftLocked(s, now); c != nil {
+				work = append(work, c.close)
+			}
+		case !s.known() && s.lost && p.settled:
+			membership = true
+			delete(p.servers, id)
+		}
+	}
+
+	lazy := p.cfg.lazy
+	for _, l := range want {
+		s := p.servers[l.meta.ID]
+		if s == nil {
+			s = newServer(l.meta.ID)
+			p.servers[s.id] = s
+		}
+		if !s.listed || !s.meta.Equal(l.meta) {
+			touched = append(touched, s)
+		}
+		if !s.listed {
+			membership = true
+			if s.saidGoodbye {
+				s.saidGoodbye, s.lost = false, false
+			}
+		}
+		s.listed, s.keptUntil = true, time.Time{}
+		s.meta = l.meta
+		old := s.endpoint
+		s.endpoint = l.endpoint
+		switch {
+		case s.child == nil:
+			work = append(work, p.newChildLocked(s, lazy))
+		case sameAddresses(old, l.endpoint) && !newAttrs && !newConfig:
+		case p.continuesLocked(s, old, l.endpoint):
+			c, state := s.child, p.stateFor(s)
+			work = append(work, func() { c.update(state, lazy) })
+		default:
+			stale := s.child
+			work = append(work, stale.close, p.newChildLocked(s, lazy))
+			s.live, s.unhealthy = nil, false
+			p.beginOutageLocked(s, now)
+			touched = append(touched, s)
+		}
+	}
+	p.listErr = nil
+	if len(want) == 0 {
+		p.listErr = errors.New("the resolver's list is empty")
+	}
+	if membership {
+		p.membersLocked()
+	}
+	if p.chooseLocked() || newConfig {
+		for _, s := range p.servers {
+			p.refreshLocked(s)
+		}
+	} else {
+		for _, s := range touched {
+			p.refreshLocked(s)
+		}
+	}
+	p.spreadAgainIfLocked()
+	// A resolver that sorts must not make all channels connect in one order.
+	rand.Shuffle(len(work), func(i, j int) { work[i], work[j] = work[j], work[i] })
+	return work
+}
+
+// newChildLocked gives s a child and returns the call that starts it.
+func (p *policy) newChildLocked(s *server, lazy bool) func() {
+	c := &child{ClientConn: p.cc, policy: p, server: s}
+	s.child, s.tried = c, false
+	state := p.stateFor(s)
+	return func() {
+		p.mu.Lock()
+		wait := lazy && !(p.hasSubset && s.inSubset)
+		p.mu.Unlock()
+		c.update(state, wait)
+	}
+}
+
+// stateFor is the resolver state that the child of s sees: one endpoint.
+func (p *policy) stateFor(s *server) resolver.State {
+	state := p.attrs
+	state.Endpoints = []resolver.Endpoint{s.endpoint}
+	return state
+}
+
+// continuesLocked reports whether the child of s can take the new addresses: it
+// can as long as it need not give up a READY connection. Otherwise a new child
+// starts with a clean record, for pick_first calls itself failing until a
+// connection succeeds (gRFC A62).
+func (p *policy) continuesLocked(s *server, old, now resolver.Endpoint) bool {
+	if len(old.Addresses) == len(now.Addresses) {
+		same := true
+		for _, a := range old.Addresses {
+			same = same && slices.ContainsFunc(now.Addresses, func(b resolver.Address) bool { return a.Addr == b.Addr })
+		}
+		if same {
+			return true
+		}
+	}
+	return s.live != nil && slices.ContainsFunc(now.Addresses, func(b resolver.Address) bool { return b.Addr == s.child.addr })
+}
+
+// leftLocked takes s out of the list, and returns its child if it is to close.
+// A living server that the list lost, without a goodbye, is kept for a while:
+// it may be the list that failed.
+func (p *policy) leftLocked(s *server, now time.Time) *child {
+	s.listed = false
+	if s.live != nil && !s.meta.Draining && p.cfg.absentGrace > 0 {
+		s.keptUntil = now.Add(p.cfg.absentGrace)
+		p.keeping = append(p.keeping, s)
+		p.log.infof("keeping server %q, which left the list: its connection is READY", s.id)
+		return nil
+	}
+	return p.goneLocked(s, now)
+}
+
+// goneLocked ends what is known of s, and returns its child, to be closed.
+func (p *policy) goneLocked(s *server, now time.Time) *child {
+	s.listed, s.keptUntil = false, time.Time{}
+	c := s.child
+	s.child, s.live, s.unhealthy = nil, nil, false
+	s.tried = true // by "0s" an absent server is not waited for
+	if s.meta.Draining {
+		s.outage, s.lost, s.saidGoodbye = nil, true, true
+	} else {
+		p.beginOutageLocked(s, now)
+	}
+	return c
+}
+
+// membersLocked renews what pickers see of the list.
+func (p *policy) membersLocked() {
+	m := &members{byID: make(map[string]*server, len(p.servers))}
+	for id, s := range p.servers {
+		m.byID[id] = s
+		if s.known() {
+			m.list = append(m.list, s)
+		}
+	}
+	p.members = m
+	p.changed = true
+}
+
+// chooseLocked settles what depends on the whole list: the greatest share, and
+// which servers are for this channel's calls without affinity.
+//
+// It reports whether it changed any of that.
+func (p *policy) chooseLocked() (changed bool) {
+	sum, n := uint64(0), uint64(0)
+	for _, s := range p.servers {
+		if s.known() {
+			sum += uint64(s.weight())
+			n++
+		}
+	}
+	limit := uint32(1)
+	if n > 0 {
+		limit = uint32((sum + n - 1) / n)
+	}
+	if limit != p.shareLimit {
+		p.shareLimit, changed = limit, true
+		for _, s := range p.servers {
+			p.unringLocked(s)
+		}
+	}
+	if p.cfg.subsetSize > 0 || p.hasSubset {
+		p.chooseSubsetLocked()
+		changed = true
+	}
+	return changed
+}
+
+// chooseSubsetLocked picks subsetSize servers of either kind, own zone and the
+// others, by rendezvous with the channel's own seed (gRFC A68).
+func (p *policy) chooseSubsetLocked() {
+	p.hasSubset = p.cfg.subsetSize > 0
+	var own, other []*server
+	for _, s := range p.servers {
+		s.inSubset = !p.hasSubset
+		switch {
+		case !s.listed || (s.meta.Draining && !p.allDrain):
+		case p.ownZone(s):
+			own = append(own, s)
+		default:
+			other = append(other, s)
+		}
+	}
+	if !p.hasSubset {
+		return
+	}
+	for _, group := range [][]*server{own, other} {
+		slices.SortFunc(group, func(a, b *server) int {
+			ra := rank{draw(0, a.hash^p.seed), a.weight(), a.id}
+			rb := rank{draw(0, b.hash^p.seed), b.weight(), b.id}
+			if ra.before(rb) {
+				return -1
+			}
+			return 1
+		})
+		for _, s := range group[:min(len(group), p.cfg.subsetSize)] {
+			s.inSubset = true
+		}
+	}
+}
+
+func (p *policy) ownZone(s *server) bool { return p.cfg.zone == "" || s.meta.Zone == p.cfg.zone }
