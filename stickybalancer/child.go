@@ -25,6 +25,7 @@ type child struct {
 	mu      sync.Mutex        // one call into pick_first at a time
 	lb      balancer.Balancer // nil until there is a first state for it
 	waiting *resolver.State   // a lazy child's state, until connect
+	wanted  bool              // connect came before any state
 	closed  bool
 
 	// Guarded by policy.mu.
@@ -38,7 +39,7 @@ type child struct {
 func (c *child) update(state resolver.State, lazy bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.lb == nil && lazy {
+	if c.lb == nil && lazy && !c.wanted {
 		c.waiting = &state
 		return
 	}
@@ -54,6 +55,8 @@ func (c *child) connect() {
 		c.lb.ExitIdle()
 	case c.waiting != nil:
 		c.startLocked(*c.waiting)
+	default:
+		c.wanted = true
 	}
 }
 

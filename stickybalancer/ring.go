@@ -42,6 +42,12 @@ type target struct {
 	picker balancer.Picker
 }
 
+// is reports whether t and o end at the same place. Pickers need not be
+// comparable, so one that must be asked counts as new each time.
+func (t target) is(o target) bool {
+	return t.conn == o.conn && t.picker == nil && o.picker == nil
+}
+
 func (t *target) pick(info balancer.PickInfo) (balancer.PickResult, error) {
 	if t.picker != nil {
 		return t.picker.Pick(info)

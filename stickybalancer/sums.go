@@ -46,6 +46,10 @@ func (p *policy) refreshLocked(s *server) {
 		p.counts[state]++
 	}
 
+	if spread && state == connectivity.Idle && p.cfg.lazy && p.eagerLocked(s) {
+		go s.child.connect() // has come into the subset
+	}
+
 	v := &view{phase: away, known: s.known(), draining: drains, weight: s.weight(), err: s.failure}
 	switch {
 	case s.live != nil:
@@ -58,7 +62,7 @@ func (p *policy) refreshLocked(s *server) {
 	}
 	old := s.view.Load()
 	if old.phase != v.phase || old.known != v.known || old.draining != v.draining ||
-		old.weight != v.weight || old.target != v.target || old.child != v.child {
+		old.weight != v.weight || !old.target.is(v.target) || old.child != v.child {
 		s.view.Store(v)
 		p.changed = true
 	} else if old.err != v.err {
@@ -75,7 +79,7 @@ func (p *policy) refreshLocked(s *server) {
 	case spread:
 		ring = p.rings[1]
 	}
-	if ring != s.ring || (ring != nil && (s.shares[0].target != v.target || old.weight != v.weight)) {
+	if ring != s.ring || (ring != nil && (!s.shares[0].target.is(v.target) || old.weight != v.weight)) {
 		p.unringLocked(s)
 		if s.ring = ring; ring != nil {
 			for _, w := range splitWeight(s.weight(), p.shareLimit) {

@@ -64,7 +64,12 @@ func (p *policy) applyLocked(want []listed, now time.Time, newConfig, newAttrs b
 		case sameAddresses(old, l.endpoint) && !newAttrs && !newConfig:
 		case p.continuesLocked(s, old, l.endpoint):
 			c, state := s.child, p.stateFor(s)
-			work = append(work, func() { c.update(state, lazy) })
+			work = append(work, func() {
+				c.update(state, lazy)
+				if !lazy {
+					c.connect() // it may be idle from when it was lazy
+				}
+			})
 		default:
 			stale := s.child
 			work = append(work, stale.close, p.newChildLocked(s, lazy))
@@ -100,12 +105,7 @@ func (p *policy) newChildLocked(s *server, lazy bool) func() {
 	c := &child{ClientConn: p.cc, policy: p, server: s}
 	s.child, s.tried = c, false
 	state := p.stateFor(s)
-	return func() {
-		p.mu.Lock()
-		wait := lazy && !(p.hasSubset && s.inSubset)
-		p.mu.Unlock()
-		c.update(state, wait)
-	}
+	return func() { c.update(state, lazy) }
 }
 
 // stateFor is the resolver state that the child of s sees: one endpoint.

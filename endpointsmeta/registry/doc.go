@@ -1,0 +1,29 @@
+// Package registry registers servers in etcd and resolves them for gRPC, on top
+// of etcd's official naming/endpoints and naming/resolver packages: any client of
+// those reads what it writes, and it reads what they write.
+//
+// A server calls [Serve], or [Register] if it wants to do the rest itself:
+//
+//	err := registry.Serve(ctx, cli, "game", srv, lis, endpointsmeta.Meta{ID: "game-1"})
+//
+// A client resolves "etcd:///game":
+//
+//	builder, err := registry.NewBuilder(cli)
+//	conn, err := grpc.NewClient("etcd:///game", grpc.WithResolvers(builder),
+//		grpc.WithDefaultServiceConfig(stickybalancer.Config{}.ServiceConfig()), …)
+//
+// # What it adds
+//
+// The official packages stop at the first fault: a watch that fails is not
+// replaced, a lease that is lost is not renewed, a wiped etcd goes unnoticed, and
+// metadata never reaches gRPC. Here a registration comes back after whatever took
+// it away, and a resolver lists again, keeps the last good list while etcd is
+// away, and says so when it has none.
+//
+// # The etcd client
+//
+// Every request made here has a deadline, and the client's connections are asked
+// to come back at once when one fails. A flow that is dropped in silence is found
+// sooner with clientv3.Config's DialKeepAliveTime and DialKeepAliveTimeout set
+// (10 seconds and 3, say; grpc-go takes less than 10 as 10).
+package registry

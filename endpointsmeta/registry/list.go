@@ -1,0 +1,61 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"iter"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// List returns the servers of service, sorted by id. Records that make no sense
+// are skipped with a warning in the log. It is safe for concurrent use, and ends
+// with ctx, at the latest after a few seconds.
+func List(ctx context.Context, cli *clientv3.Client, service string) ([]Instance, error) {
+	if err := checkService(cli, service); err != nil {
+		return nil, err
+	}
+	f := newFeed(cli, service)
+	if err := f.list(ctx); err != nil {
+		return nil, fmt.Errorf("registry: list of %q: %w", service, err)
+	}
+	return f.instances(), nil
+}
+
+// Watch yields the servers of service, sorted by id: the whole list at first, and
+// again after each change; changes that come faster than the loop are yielded as
+// one. Where etcd cannot be asked it yields an error, and goes on: the last list
+// stands. It ends when ctx does, or the loop; a bad argument is its only word.
+func Watch(ctx context.Context, cli *clientv3.Client, service string) iter.Seq2[[]Instance, error] {
+	return func(yield func([]Instance, error) bool) {
+		if err := checkService(cli, service); err != nil {
+			yield(nil, err)
+			return
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		news := newMailbox()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			newFeed(cli, service).run(ctx, news.list, news.fail)
+		}()
+		defer func() {
+			cancel()
+			<-done
+		}()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-news.ready:
+				list, has, err := news.take()
+				if err != nil && !yield(nil, err) {
+					return
+				}
+				if has && !yield(list, nil) {
+					return
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,110 @@
+package registry
+
+import (
+	"fmt"
+	"time"
+)
+
+// BuilderOption configures [NewBuilder].
+type BuilderOption interface{ applyBuilder(*builder) error }
+
+// RegisterOption configures [Register], and [Serve] too.
+type RegisterOption interface {
+	ServeOption
+	applyRegister(*Registration) error
+}
+
+// ServeOption configures [Serve].
+type ServeOption interface{ applyServe(*serving) error }
+
+type builderOption func(*builder) error
+
+func (f builderOption) applyBuilder(b *builder) error { return f(b) }
+
+type registerOption func(*Registration) error
+
+func (f registerOption) applyRegister(r *Registration) error { return f(r) }
+
+func (f registerOption) applyServe(s *serving) error {
+	s.register = append(s.register, f)
+	return nil
+}
+
+type serveOption func(*serving) error
+
+func (f serveOption) applyServe(s *serving) error { return f(s) }
+
+// WithProbeInterval sets how often a resolver looks whether etcd has lost its
+// data, which a watch cannot tell: the longest that it can be mistaken after that.
+// It costs one small read. Default 5s, at least 100ms.
+func WithProbeInterval(d time.Duration) BuilderOption {
+	return builderOption(func(b *builder) error {
+		if d < 100*time.Millisecond {
+			return fmt.Errorf("registry: probe interval must be at least 100ms, got %v", d)
+		}
+		b.probe = d
+		return nil
+	})
+}
+
+// WithTTL sets how long a server that has died stays in the registry: the time to
+// live of its lease, which is renewed three times in it. Default 10s; whole
+// seconds, at least 1s (etcd may make a short one longer).
+func WithTTL(d time.Duration) RegisterOption {
+	return registerOption(func(r *Registration) error {
+		if d < time.Second || d%time.Second != 0 {
+			return fmt.Errorf("registry: TTL must be whole seconds, at least 1s, got %v", d)
+		}
+		r.ttl = d
+		return nil
+	})
+}
+
+// WithTakeover makes [Register] take the id from whoever holds it. That server
+// notices, and waits until the id is free.
+func WithTakeover() RegisterOption {
+	return registerOption(func(r *Registration) error { r.takeover = true; return nil })
+}
+
+// WithNotify makes f be called with every change of the state, in order, on one
+// goroutine. f may take its time; the registration does not wait for it.
+func WithNotify(f func(State)) RegisterOption {
+	return registerOption(func(r *Registration) error {
+		if f == nil {
+			return fmt.Errorf("registry: notify function must not be nil")
+		}
+		r.notify = f
+		return nil
+	})
+}
+
+// WithAdvertise sets the address that [Serve] registers. Default: the listener's,
+// which must then be one that clients can reach, not a wildcard.
+func WithAdvertise(addr string) ServeOption {
+	return serveOption(func(s *serving) error { s.addr = addr; return nil })
+}
+
+// WithDrainTimeout bounds how long [Serve] takes to leave: after it, calls that
+// are still under way are cut. Default 30s.
+func WithDrainTimeout(d time.Duration) ServeOption {
+	return serveOption(func(s *serving) error {
+		if d <= 0 {
+			return fmt.Errorf("registry: drain timeout must be positive, got %v", d)
+		}
+		s.drainTimeout = d
+		return nil
+	})
+}
+
+// WithCalls lets [Serve] see the calls under way, so that it stays in the registry
+// until the last of them has ended. Calls must be the server's stats handler.
+// Without it, Serve stays for a moment, and calls end on connections that close.
+func WithCalls(c *Calls) ServeOption {
+	return serveOption(func(s *serving) error {
+		if c == nil {
+			return fmt.Errorf("registry: calls must not be nil")
+		}
+		s.calls = c
+		return nil
+	})
+}

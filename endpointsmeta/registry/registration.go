@@ -1,0 +1,266 @@
+package registry
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/homing-grpc/homing/endpointsmeta"
+)
+
+// State is what a [Registration] is in.
+type State int
+
+// The states of a registration.
+const (
+	Registered State = iota // in etcd, for all to see
+	Lost                    // not in etcd, or not known to be; it is being put back
+	Draining                // in etcd, and taking nothing new
+	Closed                  // withdrawn, for good
+)
+
+func (s State) String() string {
+	switch s {
+	case Registered:
+		return "registered"
+	case Lost:
+		return "lost"
+	case Draining:
+		return "draining"
+	case Closed:
+		return "closed"
+	}
+	return fmt.Sprintf("State(%d)", int(s))
+}
+
+// ErrClosed says that a registration was closed.
+var ErrClosed = errors.New("registry: registration is closed")
+
+const defaultTTL = 10 * time.Second
+
+// Registration is a server's record in etcd, kept there until Close: whatever
+// takes it away (the lease lost in an outage or a long pause of the process, the
+// key deleted or overwritten by hand, etcd wiped) is answered by putting it back.
+// It does not take its id back from another server that has got it meanwhile; it
+// waits until the id is free. It is safe for concurrent use.
+type Registration struct {
+	cli                    *clientv3.Client
+	service, id, key, addr string
+	ttl                    time.Duration
+	takeover               bool
+	notify                 func(State)
+	told                   *notifier
+
+	cancel context.CancelFunc
+	done   chan struct{} // closed when the owner has ended
+	change chan struct{} // has a token when meta is newer than the record
+
+	// lease belongs to the goroutine that owns the record: Register's at first,
+	// then run's, and Close's after that has ended. It alone puts.
+	lease clientv3.LeaseID
+
+	mu      sync.Mutex
+	meta    endpointsmeta.Meta
+	version int           // of meta
+	written int           // the version in etcd
+	news    chan struct{} // closed, and replaced, when written or closed changes
+	state   State
+	started bool
+	closing bool
+}
+
+// Register puts a server into etcd under service and m.ID, at addr ("host:port" as
+// clients reach it), and keeps it there until [Registration.Close]. An empty m.ID
+// means addr. m.Incarnation is set here.
+//
+// It returns when the record is in etcd, or with an error when ctx ends or trying
+// again cannot help. No two living servers can hold one id: the error is then
+// [ErrIDTaken]. A record of the same address is that of a former self and is
+// replaced at once. One of another address is waited for until its lease runs out
+// (a server that died is gone after its TTL) or is seen to be renewed.
+func Register(ctx context.Context, cli *clientv3.Client, service, addr string, m endpointsmeta.Meta, opts ...RegisterOption) (*Registration, error) {
+	if err := cmp.Or(checkService(cli, service), checkRecord(addr, m)); err != nil {
+		return nil, err
+	}
+	m.ID = cmp.Or(m.ID, addr)
+	m.Incarnation = 0
+	m.Labels = maps.Clone(m.Labels)
+	r := &Registration{
+		cli:     cli,
+		service: service,
+		id:      m.ID,
+		key:     service + "/" + m.ID,
+		addr:    addr,
+		ttl:     defaultTTL,
+		meta:    m,
+		change:  make(chan struct{}, 1),
+		done:    make(chan struct{}),
+		news:    make(chan struct{}),
+		version: 1,
+	}
+	if strings.Contains(m.ID, "/") {
+		return nil, fmt.Errorf("registry: id must not contain a slash, got %q", m.ID)
+	}
+	for _, o := range opts {
+		if err := o.applyRegister(r); err != nil {
+			return nil, err
+		}
+	}
+	if err := r.firstClaim(ctx); err != nil {
+		r.revoke(context.WithoutCancel(ctx))
+		return nil, err
+	}
+	r.told = newNotifier(r.notify)
+	owner, cancel := context.WithCancel(context.Background())
+	r.cancel = cancel
+	r.wrote(1)
+	go r.run(owner)
+	return r, nil
+}
+
+// Meta returns what the registration says of the server: what is in etcd, or what
+// it is about to put there.
+func (r *Registration) Meta() endpointsmeta.Meta {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := r.meta
+	m.Labels = maps.Clone(m.Labels)
+	return m
+}
+
+// State returns the present state.
+func (r *Registration) State() State {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state
+}
+
+// Lost reports whether the server is out of the registry, as far as it knows, and
+// being put back: whether State is [Lost].
+func (r *Registration) Lost() bool { return r.State() == Lost }
+
+// Drain says that the server takes nothing new. It returns when that is in etcd.
+// When ctx ends first it returns its error, but the server goes on to drain.
+func (r *Registration) Drain(ctx context.Context) error {
+	return r.Update(ctx, func(m *endpointsmeta.Meta) { m.Draining = true })
+}
+
+// Update changes what the server says of itself; change gets a copy. ID and
+// Incarnation cannot change. It returns when the change is in etcd; when ctx ends
+// first it returns its error, but the change stands, and gets there.
+func (r *Registration) Update(ctx context.Context, change func(*endpointsmeta.Meta)) error {
+	m := r.Meta()
+	r.mu.Lock()
+	if r.closing {
+		r.mu.Unlock()
+		return ErrClosed
+	}
+	m = r.meta
+	m.Labels = maps.Clone(m.Labels)
+	change(&m)
+	if err := m.Validate(); err != nil {
+		r.mu.Unlock()
+		return err
+	}
+	if m.ID != r.meta.ID || m.Incarnation != r.meta.Incarnation {
+		r.mu.Unlock()
+		return fmt.Errorf("registry: id and incarnation must not change, got %q and %d for %q and %d",
+			m.ID, m.Incarnation, r.id, r.meta.Incarnation)
+	}
+	m.Labels = maps.Clone(m.Labels)
+	r.meta = m
+	r.version++
+	want := r.version
+	r.mu.Unlock()
+
+	select {
+	case r.change <- struct{}{}:
+	default:
+	}
+	for {
+		r.mu.Lock()
+		written, closing, news := r.written, r.closing, r.news
+		r.mu.Unlock()
+		switch {
+		case written >= want:
+			return nil
+		case closing:
+			return ErrClosed
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return fmt.Errorf("registry: update of %q: %w", r.key, ctx.Err())
+		}
+	}
+}
+
+// Close withdraws the server from etcd at once, by revoking its lease, and ends
+// what belongs to the registration. When etcd cannot be told within ctx, all ends
+// the same, and the error says that the record stays until its lease runs out.
+// Closing again does nothing.
+func (r *Registration) Close(ctx context.Context) error {
+	r.mu.Lock()
+	again := r.closing
+	r.closing = true
+	r.mu.Unlock()
+	r.cancel()
+	<-r.done
+	if again {
+		return nil
+	}
+	err := r.revoke(ctx)
+	r.setState(Closed)
+	r.told.close()
+	if err != nil {
+		return fmt.Errorf("registry: close: the record %q stays for up to %v: %w", r.key, r.ttl, err)
+	}
+	return nil
+}
+
+func (r *Registration) revoke(ctx context.Context) error {
+	if r.lease == clientv3.NoLease {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	if conn := r.cli.ActiveConnection(); conn != nil {
+		conn.ResetConnectBackoff()
+	}
+	_, err := r.cli.Revoke(ctx, r.lease)
+	if leaseGone(err) {
+		return nil
+	}
+	return err
+}
+
+// wrote notes that a version of meta is in etcd.
+func (r *Registration) wrote(version int) {
+	r.mu.Lock()
+	r.written = max(r.written, version)
+	state := Registered
+	if r.meta.Draining {
+		state = Draining
+	}
+	r.mu.Unlock()
+	r.setState(state)
+}
+
+func (r *Registration) setState(s State) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	close(r.news)
+	r.news = make(chan struct{})
+	if r.state == s && r.started {
+		return
+	}
+	r.state, r.started = s, true
+	r.told.add(s)
+}

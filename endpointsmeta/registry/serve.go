@@ -1,0 +1,159 @@
+package registry
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/stats"
+
+	"github.com/homing-grpc/homing/endpointsmeta"
+)
+
+// drainNotice is how long a draining record stands at least, so that every client
+// has read the goodbye when the record goes.
+const drainNotice = 500 * time.Millisecond
+
+// Calls counts the calls that a server has under way. Install it with
+// grpc.StatsHandler and hand it to [Serve] by [WithCalls]. The zero value is ready.
+type Calls struct{ n atomic.Int64 }
+
+// UnderWay returns how many calls, streams included, have begun and not ended.
+func (c *Calls) UnderWay() int { return int(c.n.Load()) }
+
+// TagRPC implements [stats.Handler].
+func (c *Calls) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
+
+// HandleRPC implements [stats.Handler].
+func (c *Calls) HandleRPC(_ context.Context, s stats.RPCStats) {
+	switch s.(type) {
+	case *stats.Begin:
+		c.n.Add(1)
+	case *stats.End:
+		c.n.Add(-1)
+	}
+}
+
+// TagConn implements [stats.Handler].
+func (c *Calls) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+
+// HandleConn implements [stats.Handler].
+func (c *Calls) HandleConn(context.Context, stats.ConnStats) {}
+
+type serving struct {
+	addr         string
+	drainTimeout time.Duration
+	calls        *Calls
+	register     []RegisterOption
+}
+
+// Serve serves srv on lis, registered under service and m.ID, until ctx ends or srv
+// fails. It leaves in order: the record says draining, so that nothing new comes;
+// calls under way end (see [WithCalls]), for at most the drain timeout; the record
+// is withdrawn; the server stops gracefully, and what is left of it at the end of
+// the drain timeout is cut. Streams that never end by themselves therefore last for
+// all of it.
+//
+// It returns nil when it has left in order after ctx ended. srv is stopped whenever
+// Serve returns.
+func Serve(ctx context.Context, cli *clientv3.Client, service string, srv *grpc.Server, lis net.Listener, m endpointsmeta.Meta, opts ...ServeOption) error {
+	if srv == nil || lis == nil {
+		return errors.New("registry: srv and lis must not be nil")
+	}
+	s := &serving{drainTimeout: 30 * time.Second}
+	var err error
+	for _, o := range opts {
+		err = cmp.Or(err, o.applyServe(s))
+	}
+	s.addr = cmp.Or(s.addr, lis.Addr().String())
+	if err = cmp.Or(err, checkService(cli, service), checkRecord(s.addr, m)); err != nil {
+		srv.Stop()
+		lis.Close()
+		return err
+	}
+
+	failed := make(chan error, 1)
+	go func() { failed <- srv.Serve(lis) }()
+	// A server that cannot listen must not stay in the registry, nor wait for it.
+	rctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type result struct {
+		reg *Registration
+		err error
+	}
+	registered := make(chan result, 1)
+	go func() {
+		reg, err := Register(rctx, cli, service, s.addr, m, s.register...)
+		registered <- result{reg, err}
+	}()
+	var reg *Registration
+	select {
+	case err = <-failed:
+		cancel()
+		if r := <-registered; r.reg != nil {
+			reg = r.reg
+			err = errors.Join(err, closeNow(ctx, reg))
+		}
+		return fmt.Errorf("registry: serve: %w", err)
+	case r := <-registered:
+		if r.err != nil {
+			srv.Stop()
+			<-failed
+			if ctx.Err() != nil {
+				return nil // told to leave before it came
+			}
+			return r.err
+		}
+		reg = r.reg
+	}
+
+	select {
+	case err = <-failed:
+		return errors.Join(fmt.Errorf("registry: serve: %w", cmp.Or(err, grpc.ErrServerStopped)), closeNow(ctx, reg))
+	case <-ctx.Done():
+	}
+	err = s.leave(context.WithoutCancel(ctx), reg, srv)
+	<-failed
+	return err
+}
+
+func closeNow(ctx context.Context, reg *Registration) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
+	defer cancel()
+	return reg.Close(ctx)
+}
+
+// leave withdraws and stops the server. An etcd that is away delays it by seconds
+// and is no error that anyone could act on: the lease ends by itself.
+func (s *serving) leave(ctx context.Context, reg *Registration, srv *grpc.Server) error {
+	ctx, cancel := context.WithTimeout(ctx, s.drainTimeout)
+	defer cancel()
+	dctx, dcancel := context.WithTimeout(ctx, requestTimeout)
+	err := reg.Drain(dctx)
+	dcancel()
+	if err == nil && sleep(ctx, drainNotice) {
+		for s.calls != nil && s.calls.UnderWay() > 0 && sleep(ctx, 20*time.Millisecond) {
+		}
+	}
+	if err := closeNow(ctx, reg); err != nil {
+		logger.Warningf("%v", err)
+	}
+	stopped := make(chan struct{})
+	go func() {
+		srv.GracefulStop()
+		close(stopped)
+	}()
+	select {
+	case <-stopped:
+	case <-ctx.Done():
+		srv.Stop()
+		<-stopped
+	}
+	return nil
+}

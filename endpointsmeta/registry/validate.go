@@ -1,0 +1,35 @@
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/homing-grpc/homing/endpointsmeta"
+)
+
+var errNoClient = errors.New("registry: cli must be an etcd client, got nil")
+
+func checkService(cli *clientv3.Client, service string) error {
+	if cli == nil {
+		return errNoClient
+	}
+	if service == "" || strings.Trim(service, "/") != service {
+		return fmt.Errorf("registry: service must be a name that does not begin or end with a slash, got %q", service)
+	}
+	return nil
+}
+
+func checkRecord(addr string, m endpointsmeta.Meta) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || host == "" || port == "" || port == "0" {
+		return fmt.Errorf(`registry: addr must be "host:port" as clients reach it, got %q`, addr)
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		return fmt.Errorf("registry: addr must be one that clients can reach, not a wildcard, got %q", addr)
+	}
+	return m.Validate()
+}
