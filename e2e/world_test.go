@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net"
 	"testing"
 	"time"
@@ -142,4 +144,19 @@ func (c *channel) sees(ids ...string) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	require.Equal(c.t, want, got)
+}
+
+// FullDuplexCall answers each message with an empty one.
+func (s *server) FullDuplexCall(stream testpb.TestService_FullDuplexCallServer) error {
+	for {
+		if _, err := stream.Recv(); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		if err := stream.Send(&testpb.StreamingOutputCallResponse{}); err != nil {
+			return err
+		}
+	}
 }

@@ -116,8 +116,7 @@ func (r *Registration) grant(ctx context.Context, before int64) (clientv3.LeaseI
 // it waits for that, unless the lease is renewed, for then the holder lives.
 func (r *Registration) firstClaim(ctx context.Context) error {
 	var pause backoff
-	var lease clientv3.LeaseID
-	var left int64
+	var seen leaseSeen
 	for {
 		err := r.claim(ctx, r.takeover)
 		switch {
@@ -126,7 +125,7 @@ func (r *Registration) firstClaim(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return fmt.Errorf("registry: register %q: %w (last error: %v)", r.key, ctx.Err(), err)
 		case errors.Is(err, ErrIDTaken):
-			alive, lerr := r.renewed(ctx, &lease, &left)
+			alive, lerr := r.renewed(ctx, &seen)
 			if lerr == nil && alive {
 				return err
 			}
@@ -139,9 +138,16 @@ func (r *Registration) firstClaim(ctx context.Context) error {
 	}
 }
 
+// leaseSeen is a lease as it was when it was first looked at.
+type leaseSeen struct {
+	id   clientv3.LeaseID
+	left time.Duration
+	at   time.Time
+}
+
 // renewed reports whether the lease of the record in our place has been renewed
-// since it was last asked, or never ends.
-func (r *Registration) renewed(ctx context.Context, lease *clientv3.LeaseID, left *int64) (bool, error) {
+// since it was first seen, or never ends.
+func (r *Registration) renewed(ctx context.Context, seen *leaseSeen) (bool, error) {
 	kv, err := r.holder(ctx)
 	if err != nil || kv == nil {
 		return false, err
@@ -151,13 +157,16 @@ func (r *Registration) renewed(ctx context.Context, lease *clientv3.LeaseID, lef
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	ttl, err := r.cli.TimeToLive(ctx, clientv3.LeaseID(kv.Lease))
+	resp, err := r.cli.TimeToLive(ctx, clientv3.LeaseID(kv.Lease))
 	if err != nil {
 		return false, err
 	}
-	alive := ttl.ID == *lease && ttl.TTL > *left && *left > 0
-	*lease, *left = ttl.ID, ttl.TTL
-	return alive, nil
+	left := time.Duration(resp.TTL) * time.Second // etcd tells whole ones
+	if seen.id != resp.ID {
+		*seen = leaseSeen{resp.ID, left, time.Now()}
+		return false, nil
+	}
+	return left > seen.left-time.Since(seen.at)+time.Second, nil
 }
 
 // temporary reports whether trying again can help.
