@@ -161,12 +161,13 @@ func (r *Registration) renewed(ctx context.Context, seen *leaseSeen) (bool, erro
 	if err != nil {
 		return false, err
 	}
-	left := time.Duration(resp.TTL) * time.Second // etcd tells whole ones
+	left := time.Duration(resp.TTL) * time.Second // rounded down by etcd
 	if seen.id != resp.ID {
 		*seen = leaseSeen{resp.ID, left, time.Now()}
 		return false, nil
 	}
-	return left > seen.left-time.Since(seen.at)+time.Second, nil
+	most := seen.left + time.Second - time.Since(seen.at) // if nobody renewed it
+	return left > 0 && left > most, nil
 }
 
 // temporary reports whether trying again can help.
