@@ -1,0 +1,66 @@
+package homing_test
+
+import (
+	"context"
+	"net"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
+
+	"github.com/homing-grpc/homing/affinity"
+	"github.com/homing-grpc/homing/endpointsmeta"
+	"github.com/homing-grpc/homing/endpointsmeta/registry"
+	"github.com/homing-grpc/homing/stickybalancer"
+)
+
+type game struct {
+	testpb.UnimplementedTestServiceServer
+}
+
+func server(ctx context.Context, lis net.Listener) error {
+	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{"localhost:2379"}})
+	if err != nil {
+		return err
+	}
+	calls := new(registry.Calls)
+	srv := grpc.NewServer(append(
+		affinity.ServerOptions(affinity.WithServerID("game-1")),
+		grpc.StatsHandler(calls))...)
+	testpb.RegisterTestServiceServer(srv, game{})
+	return registry.Serve(ctx, cli, "game", srv, lis,
+		endpointsmeta.Meta{ID: "game-1"}, registry.WithCalls(calls))
+}
+
+func client(ctx context.Context, cli *clientv3.Client, lastServer string) error {
+	builder, err := registry.NewBuilder(cli)
+	if err != nil {
+		return err
+	}
+	conn, err := grpc.NewClient("etcd:///game", append(affinity.DialOptions(),
+		grpc.WithResolvers(builder),
+		grpc.WithDefaultServiceConfig(stickybalancer.Config{}.ServiceConfig()),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	rpc := testpb.NewTestServiceClient(conn)
+
+	// Anywhere, round robin:
+	_, err = rpc.EmptyCall(ctx, &testpb.Empty{})
+	if err != nil {
+		return err
+	}
+
+	// Back to the server that holds the state:
+	_, err = rpc.EmptyCall(affinity.With(ctx, lastServer), &testpb.Empty{})
+	return err
+}
+
+// Example is the README's: it needs an etcd at localhost:2379, so it is compiled
+// and not run. The stateful-game example runs the same.
+func Example() {
+	_, _ = server, client
+}
