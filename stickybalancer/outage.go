@@ -12,7 +12,13 @@ func (p *policy) childReportedLocked(s *server) {
 	wasLive := s.live != nil
 	s.noteReport()
 	now := time.Now()
-	switch state := s.state(); {
+	state := s.state()
+	if state == connectivity.TransientFailure {
+		_, s.failure = s.child.report.Picker.Pick(balancer.PickInfo{})
+		p.failed = s
+		p.changed = p.changed || p.ready == 0
+	}
+	switch {
 	case s.live != nil:
 		s.outage, s.lost = nil, false
 	case wasLive && s.kept():
@@ -21,11 +27,6 @@ func (p *policy) childReportedLocked(s *server) {
 	case state == connectivity.Idle && p.cfg.lazy && s.outage == nil && !s.lost && !p.eagerLocked(s):
 		// no outage: it connects when it is picked
 	default:
-		if state == connectivity.TransientFailure {
-			_, s.failure = s.child.report.Picker.Pick(balancer.PickInfo{})
-			p.failure = s.failure
-			p.changed = p.changed || p.ready == 0
-		}
 		p.beginOutageLocked(s, now)
 		if state == connectivity.Idle {
 			go s.child.connect()
@@ -74,11 +75,11 @@ func (p *policy) armLocked(now time.Time) {
 	if len(p.outages) > 0 {
 		sooner(p.outages[0].since.Add(p.cfg.reconnectWindow))
 	}
-	for len(p.keeping) > 0 && !p.keeping[0].kept() {
+	for len(p.keeping) > 0 && p.keeping[0].server.keep != p.keeping[0] {
 		p.keeping = p.keeping[1:]
 	}
 	if len(p.keeping) > 0 {
-		sooner(p.keeping[0].keptUntil)
+		sooner(p.keeping[0].since.Add(p.cfg.absentGrace))
 	}
 	if !p.settled && !p.first.IsZero() {
 		sooner(p.first.Add(p.cfg.reconnectWindow))
@@ -115,9 +116,9 @@ func (p *policy) expire() {
 		p.outages = p.outages[1:]
 	}
 	for len(p.keeping) > 0 {
-		s := p.keeping[0]
-		if s.kept() {
-			if !over(s.keptUntil) {
+		k := p.keeping[0]
+		if s := k.server; s.keep == k {
+			if !over(k.since.Add(p.cfg.absentGrace)) {
 				break
 			}
 			p.log.infof("server %q has been absent for the grace of %v", s.id, p.cfg.absentGrace)

@@ -37,7 +37,7 @@ type policy struct {
 	first   time.Time          // of the first list; zero before
 	settled bool               // an id never listed is waited for no longer
 	outages []*outage          // by the time they began
-	keeping []*server          // by the time they were first kept
+	keeping []*keep            // by the time they began
 	timer   *time.Timer
 
 	// Sums over servers, so that one change costs the same at any size.
@@ -49,7 +49,7 @@ type policy struct {
 	allDrain   bool     // every server drains: as if none did
 	hasSubset  bool     // the servers' inSubset is not true of all
 	update     uint64   // counts the lists, to tell who is not in the last
-	failure    error    // the last failure to connect to any server
+	failed     *server  // the one that was the last to fail
 }
 
 // members is a list of servers that pickers share until it changes.

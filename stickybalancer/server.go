@@ -27,7 +27,7 @@ type server struct {
 	child    *child // nil when it is not known (any more)
 
 	listed    bool             // in the resolver's last list
-	keptUntil time.Time        // set if it is known without being listed
+	keep      *keep            // while it is known without being listed
 	live      balancer.SubConn // READY, and its health, if watched, was told; nil if none
 	unhealthy bool             // live, and its health check says no
 	tried     bool             // a connection attempt to this address has ended
@@ -35,8 +35,6 @@ type server struct {
 	lost      bool             // the outage has lasted for the reconnect window
 	failure   error            // the last one to connect
 	update    uint64           // the number of the last list that had it
-	// saidGoodbye is set while it is gone after draining: nobody waits for it.
-	saidGoodbye bool
 
 	// What of it is in the policy's sums.
 	inSubset bool               // of the servers for calls without affinity
@@ -52,6 +50,12 @@ type server struct {
 
 // An outage is the time in which a server is away and waited for.
 type outage struct {
+	server *server
+	since  time.Time
+}
+
+// A keep is the time in which a server that left the list keeps what it has.
+type keep struct {
 	server *server
 	since  time.Time
 }
@@ -92,9 +96,9 @@ func (v *view) connect() {
 	}
 }
 
-func (s *server) known() bool { return s.listed || !s.keptUntil.IsZero() }
+func (s *server) known() bool { return s.listed || s.keep != nil }
 
-func (s *server) kept() bool { return !s.listed && !s.keptUntil.IsZero() }
+func (s *server) kept() bool { return s.keep != nil }
 
 func (s *server) weight() uint32 { return max(s.meta.Weight, 1) }
 

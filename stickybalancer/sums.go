@@ -171,11 +171,25 @@ func (p *policy) publishLocked() {
 // noneLocked says why no server can take a call.
 func (p *policy) noneLocked() error {
 	switch {
-	case p.counts[connectivity.TransientFailure] > 0 && p.failure != nil:
-		return p.failure
+	case p.counts[connectivity.TransientFailure] > 0:
+		return p.failureLocked()
 	case p.listErr != nil:
 		return fmt.Errorf("%s: no servers: %v", Name, p.listErr)
 	default:
 		return fmt.Errorf("%s: no server is READY", Name)
 	}
+}
+
+// failureLocked is the last failure of a server that calls without affinity could
+// have used.
+func (p *policy) failureLocked() error {
+	if s := p.failed; s != nil && s.spread && s.failure != nil {
+		return s.failure
+	}
+	for _, s := range p.members.list {
+		if s.spread && s.failure != nil {
+			return s.failure
+		}
+	}
+	return fmt.Errorf("%s: no server is READY", Name)
 }

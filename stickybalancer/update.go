@@ -23,19 +23,22 @@ func (p *policy) applyLocked(want []listed, now time.Time, newConfig, newAttrs b
 			s.update = p.update
 		}
 	}
+	var leaving []*server
 	for id, s := range p.servers {
 		switch {
 		case s.update == p.update:
 		case s.listed:
 			membership = true
-			touched = append(touched, s)
-			if c := p.leftLocked(s, now); c != nil {
-				work = append(work, c.close)
-			}
+			leaving = append(leaving, s)
 		case !s.known() && s.lost && p.settled:
 			membership = true
 			delete(p.servers, id)
 		}
+	}
+
+	heirless := make(map[string]*server, len(leaving)) // by address
+	for _, s := range leaving {
+		heirless[addressKey(s.endpoint)] = s
 	}
 
 	lazy := p.cfg.lazy
@@ -50,12 +53,14 @@ func (p *policy) applyLocked(want []listed, now time.Time, newConfig, newAttrs b
 		}
 		if !s.listed {
 			membership = true
-			if s.saidGoodbye {
-				s.saidGoodbye, s.lost = false, false
-			}
+			// A return is a new start, whether or not we remember the old end.
+			s.lost = false
 		}
-		s.listed, s.keptUntil = true, time.Time{}
+		s.listed, s.keep = true, nil
 		s.meta = l.meta
+		if s.child == nil && len(heirless) > 0 {
+			p.inheritLocked(s, heirless[addressKey(l.endpoint)])
+		}
 		old := s.endpoint
 		s.endpoint = l.endpoint
 		switch {
@@ -72,10 +77,16 @@ func (p *policy) applyLocked(want []listed, now time.Time, newConfig, newAttrs b
 			})
 		default:
 			stale := s.child
-			work = append(work, stale.close, p.newChildLocked(s, lazy))
-			s.live, s.unhealthy = nil, false
+			s.live, s.unhealthy, s.tried = nil, false, false
 			p.beginOutageLocked(s, now)
+			work = append(work, stale.close, p.newChildLocked(s, lazy))
 			touched = append(touched, s)
+		}
+	}
+	for _, s := range leaving {
+		touched = append(touched, s)
+		if c := p.leftLocked(s, now); c != nil {
+			work = append(work, c.close)
 		}
 	}
 	p.listErr = nil
@@ -100,8 +111,27 @@ func (p *policy) applyLocked(want []listed, now time.Time, newConfig, newAttrs b
 	return work
 }
 
-// newChildLocked gives s a child and returns the call that starts it.
+// inheritLocked gives s the connection of a server that leaves the list, at the
+// same address: the same server under another id.
+func (p *policy) inheritLocked(s, from *server) {
+	if from == nil || from.child == nil {
+		return
+	}
+	s.child, s.endpoint, s.failure = from.child, from.endpoint, from.failure
+	s.live, s.unhealthy, s.tried = from.live, from.unhealthy, from.tried
+	s.child.server = s
+	if s.live != nil {
+		s.outage, s.lost = nil, false
+	}
+	from.child, from.live, from.unhealthy = nil, nil, false
+}
+
+// newChildLocked gives s a child and returns the call that starts it. Under LAZY it
+// is idle, which is no outage: the call that picks it connects it.
 func (p *policy) newChildLocked(s *server, lazy bool) func() {
+	if lazy {
+		s.outage, s.lost = nil, false
+	}
 	c := &child{ClientConn: p.cc, policy: p, server: s}
 	s.child, s.tried = c, false
 	state := p.stateFor(s)
@@ -138,8 +168,8 @@ func (p *policy) continuesLocked(s *server, old, now resolver.Endpoint) bool {
 func (p *policy) leftLocked(s *server, now time.Time) *child {
 	s.listed = false
 	if s.live != nil && !s.meta.Draining && p.cfg.absentGrace > 0 {
-		s.keptUntil = now.Add(p.cfg.absentGrace)
-		p.keeping = append(p.keeping, s)
+		s.keep = &keep{server: s, since: now}
+		p.keeping = append(p.keeping, s.keep)
 		p.log.infof("keeping server %q, which left the list: its connection is READY", s.id)
 		return nil
 	}
@@ -148,12 +178,12 @@ func (p *policy) leftLocked(s *server, now time.Time) *child {
 
 // goneLocked ends what is known of s, and returns its child, to be closed.
 func (p *policy) goneLocked(s *server, now time.Time) *child {
-	s.listed, s.keptUntil = false, time.Time{}
+	s.listed, s.keep = false, nil
 	c := s.child
 	s.child, s.live, s.unhealthy = nil, nil, false
 	s.tried = true // by "0s" an absent server is not waited for
 	if s.meta.Draining {
-		s.outage, s.lost, s.saidGoodbye = nil, true, true
+		s.outage, s.lost = nil, true
 	} else {
 		p.beginOutageLocked(s, now)
 	}
