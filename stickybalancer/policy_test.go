@@ -907,17 +907,11 @@ func (m *model) begin(s *modelServer, now time.Time) {
 	}
 }
 
-// start is a new connection to s: at once, or with its first call under LAZY,
-// unless it had been called before.
+// start is a new connection to s: at once, or with its first call.
 func (m *model) start(s *modelServer, now time.Time) {
-	if s.conn != nil {
-		s.conn, s.notServing = nil, false
-		m.begin(s, now)
-		m.settle(now)
-	}
-	s.tried = false
-	if m.lazy && s.away.IsZero() {
-		s.lb = connectivity.Idle
+	s.conn, s.notServing, s.tried = nil, false, false
+	if m.lazy {
+		s.lb, s.away, s.lost = connectivity.Idle, time.Time{}, false
 		return
 	}
 	s.lb = connectivity.Connecting
