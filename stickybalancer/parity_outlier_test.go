@@ -103,6 +103,7 @@ func (e *ejector) Close() {
 
 func (e *ejector) NewSubConn(addrs []resolver.Address, opts balancer.NewSubConnOptions) (balancer.SubConn, error) {
 	s := &ejectable{addr: addrs[0].Addr}
+	//lint:ignore SA1019 what every policy calls, with one address
 	sc, err := e.ClientConn.NewSubConn(addrs, opts)
 	if err != nil {
 		return nil, err

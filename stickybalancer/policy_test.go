@@ -237,11 +237,6 @@ func (d *driver) up(addrs ...string) {
 
 func (d *driver) down(addr string) { d.deliver(d.conn(addr), connectivity.Idle) }
 
-func (d *driver) fail(addr string) {
-	d.deliver(d.conn(addr), connectivity.Connecting)
-	d.deliver(d.conn(addr), connectivity.TransientFailure)
-}
-
 func (d *driver) published() int {
 	d.channel.mu.Lock()
 	defer d.channel.mu.Unlock()
@@ -1155,7 +1150,6 @@ type walk struct {
 	steps  int
 	log    []string
 	last   []resolver.Endpoint
-	js     string
 	checks bool // servers' health is told apart from their connections
 
 	answers   map[string]string // of the last check

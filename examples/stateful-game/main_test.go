@@ -91,6 +91,7 @@ func TestUnreachableEtcd(t *testing.T) {
 // TestFourTerminals is the README's sequence, each part a process of its own:
 // two servers, a client that wants the first, and then the servers leave.
 func TestFourTerminals(t *testing.T) {
+	t.Parallel()
 	if runtime.GOOS == "windows" {
 		t.Skip("there is no SIGINT to send to a process")
 	}
@@ -143,6 +144,7 @@ func TestFourTerminals(t *testing.T) {
 // TestComeBack: a new client process that knows the id finds its score, and the
 // death of a server by kill -9 is noticed as a loss.
 func TestComeBack(t *testing.T) {
+	t.Parallel()
 	if runtime.GOOS == "windows" {
 		t.Skip("there is no SIGINT to send to a process")
 	}
@@ -178,6 +180,7 @@ func TestComeBack(t *testing.T) {
 
 // TestTakenID: a second server with a living server's id is refused.
 func TestTakenID(t *testing.T) {
+	t.Parallel()
 	etcd := ownEtcd(t)
 	args := []string{"-role", "server", "-etcd", etcd, "-id", "1"}
 	binary := build(t)
