@@ -344,3 +344,25 @@ func TestAServerThatRestartsOnAnotherAddressKeepsItsOwn(t *testing.T) {
 	register(t, cli, startServer(t, "b"))
 	c.reaches("b", affinity.With(bg, "b"))
 }
+
+// Fact 27: what leaves in bulk leaves in many events. Servers that live are kept
+// one by one, whatever the number.
+func TestARemovalOneByOneMovesNobody(t *testing.T) {
+	cli := startEtcd(t).newClient()
+	m, err := endpoints.NewManager(cli, service)
+	require.NoError(t, err)
+	ids := []string{"a", "b", "c", "d"}
+	for _, id := range ids {
+		s := startServer(t, id)
+		require.NoError(t, m.AddEndpoint(bg, service+"/"+id, endpoints.Endpoint{Addr: s.addr, Metadata: endpointsmeta.Meta{ID: id}}))
+	}
+	c := newChannel(t, cli, stickybalancer.Config{})
+	c.sees(ids...)
+	for _, id := range ids {
+		require.NoError(t, m.DeleteEndpoint(bg, service+"/"+id))
+		soon(t, func() bool { _, there := listed(t, cli)[id]; return !there }, "it has left the list")
+		for _, id := range ids {
+			c.reaches(id, affinity.Require(bg, id))
+		}
+	}
+}

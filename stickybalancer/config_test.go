@@ -242,7 +242,7 @@ func TestConfigSurvivesItsJSON(t *testing.T) {
 			c.Connect, want.lazy = ConnectLazy, true
 		}
 		if maybe() {
-			c.SubsetSize = rnd.IntN(1 << 31)
+			c.SubsetSize = rnd.IntN(math.MaxInt32)
 			want.subset = c.SubsetSize
 		}
 		js, err := json.Marshal(c)

@@ -995,8 +995,8 @@ func (m *model) became(c *fakeConn, was, is connectivity.State, now time.Time) {
 			switch {
 			case s.kept():
 				m.leave(s, now)
-			case m.lazy && s.away.IsZero():
-				s.lb = connectivity.Idle
+			case m.lazy && !s.lost && (s.away.IsZero() || m.window == 0):
+				s.lb, s.away = connectivity.Idle, time.Time{}
 			default:
 				s.lb = connectivity.Connecting
 				m.begin(s, now)
@@ -1128,19 +1128,31 @@ func (m *model) nothing() map[string]int {
 // that whoever was told to wait, or was sent to what is no longer READY, gets a
 // new picker when that changes: gRPC asks again only then.
 func TestThePolicyIsTheModel(t *testing.T) {
-	runs := 400
+	runs := 150
 	if testing.Short() {
-		runs = 60
+		runs = 50
 	}
 	for _, lazy := range []bool{false, true} {
 		t.Run(fmt.Sprintf("lazy=%v", lazy), func(t *testing.T) {
 			for seed := range runs {
-				w := &walk{rnd: rand.New(rand.NewPCG(uint64(seed), 17)), steps: 5 + seed/2}
-				w.logf("seed %d", seed)
-				w.run(t, lazy)
+				takeAWalk(t, uint64(seed), 5+seed, lazy)
 			}
 		})
 	}
+}
+
+// FuzzThePolicyIsTheModel goes on where the test ends.
+func FuzzThePolicyIsTheModel(f *testing.F) {
+	f.Add(uint64(1), uint8(50), false)
+	f.Add(uint64(2), uint8(50), true)
+	f.Fuzz(func(t *testing.T, seed uint64, steps uint8, lazy bool) { takeAWalk(t, seed, int(steps), lazy) })
+}
+
+func takeAWalk(t *testing.T, seed uint64, steps int, lazy bool) {
+	t.Helper()
+	w := &walk{rnd: rand.New(rand.NewPCG(seed, 17)), steps: steps}
+	w.logf("seed %d", seed)
+	w.run(t, lazy)
 }
 
 type walk struct {
@@ -1422,17 +1434,9 @@ func (w *walk) check() bool {
 		synctest.Wait()
 		w.wokenAside()
 	}
-	maps.Copy(w.answers, fresh)
-	if !w.model.lazy {
-		w.publishes = published
-	} else if clear(w.answers); ok {
-		maps.Copy(w.answers, fresh)
-		w.publishes = published
-	}
-
-	if w.model.lazy && w.published() != published {
-		clear(w.answers) // a call of this check has changed something since
-		w.publishes = w.published()
+	w.answers, w.publishes = fresh, published
+	if w.published() != published { // a call of this check has connected a server
+		w.answers, w.publishes = map[string]string{}, w.published()
 	}
 
 	// Connections belong to known servers, one to each.

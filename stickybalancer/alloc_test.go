@@ -1,0 +1,64 @@
+package stickybalancer
+
+import (
+	"context"
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/resolver"
+
+	"github.com/homing-grpc/homing/affinity"
+	"github.com/homing-grpc/homing/internal/callctx"
+)
+
+// raceEnabled is set by race_test.go: the race detector allocates.
+var raceEnabled bool
+
+func TestPicksAllocate(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	others := metadata.AppendToOutgoingContext(bg, "authorization", "Bearer x", "x-request-id", "1", "traceparent", "00-0-0-00")
+	for _, tc := range []struct {
+		name   string
+		config string
+		ctx    context.Context
+		want   float64
+	}{
+		{"nothing, marked", `{}`, callctx.WithNoHeaders(bg), 0},
+		{"nothing, marked, among other headers", `{}`, callctx.WithNoHeaders(others), 0},
+		{"nothing, no metadata", `{}`, bg, 0},
+		{"nothing, other metadata", `{}`, others, 0},
+		{"nothing, headers off", `{"idHeader": "", "keyHeader": ""}`, others, 0},
+		{"id in ctx", `{}`, with("s7"), 0},
+		{"required id in ctx", `{}`, must("s7"), 0},
+		{"id and key in ctx", `{}`, with2("s7", "k"), 0},
+		{"key in ctx", `{}`, key("k"), 0},
+		{"id nobody has", `{"reconnectWindow": "0s"}`, with("nobody"), 0},
+		{"id in metadata", `{}`, metadata.AppendToOutgoingContext(others, affinity.IDHeader, "s7"), 1},
+		{"key in metadata", `{}`, metadata.AppendToOutgoingContext(others, affinity.KeyHeader, "k"), 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			drive(t, tc.config, func(t *testing.T, d *driver) {
+				var eps []resolver.Endpoint
+				var all []string
+				for i := range 10 {
+					id := fmt.Sprint("s", i)
+					eps, all = append(eps, ep(id, weighs(uint32(i)))), append(all, id)
+				}
+				d.list(eps...)
+				d.up(all...)
+				picker, info := d.current().Picker, balancer.PickInfo{Ctx: tc.ctx, FullMethodName: "/s/m"}
+				got := testing.AllocsPerRun(1000, func() {
+					if _, err := picker.Pick(info); err != nil {
+						panic(err)
+					}
+				})
+				require.Equal(t, tc.want, got)
+			})
+		})
+	}
+}

@@ -1,0 +1,5 @@
+//go:build race
+
+package stickybalancer
+
+func init() { raceEnabled = true }
