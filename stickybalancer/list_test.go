@@ -109,7 +109,8 @@ func TestSameList(t *testing.T) {
 		})
 	}
 	other := list()
-	other[0].Addresses[0].BalancerAttributes = attributes.New(comparedBy{}, 1) //nolint:staticcheck // deprecated, and ignored
+	//lint:ignore SA1019 it must be ignored while it exists
+	other[0].Addresses[0].BalancerAttributes = attributes.New(comparedBy{}, 1)
 	require.True(t, sameList(list(), other))
 }
 
