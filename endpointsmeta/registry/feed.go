@@ -16,6 +16,8 @@ var logger = grpclog.Component("homing-registry")
 const (
 	requestTimeout = 2 * time.Second // of one request to etcd
 	probeInterval  = 5 * time.Second // see feed.suspicious
+
+	minProbeInterval = 100 * time.Millisecond
 )
 
 // A feed follows the records of one service: it lists, watches, and lists again
@@ -24,7 +26,7 @@ type feed struct {
 	cli    *clientv3.Client
 	prefix string
 	probe  time.Duration
-	// again asks for a list now.
+	// again asks for a look whether what is known is still true.
 	again <-chan struct{}
 
 	records map[string]Instance
@@ -127,17 +129,22 @@ func (f *feed) watch(ctx context.Context, list func([]Instance)) bool {
 	defer probe.Stop()
 	suspicions := make(chan bool, 1)
 	probing := false
+	var looked time.Time
+	look := func() {
+		// A watch that works is not ended for it: changes would be missed.
+		if !probing && time.Since(looked) > minProbeInterval {
+			probing, looked = true, time.Now()
+			go f.suspicious(wctx, f.header, suspicions)
+		}
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return false
 		case <-f.again:
-			return true
+			look()
 		case <-probe.C:
-			if !probing {
-				probing = true
-				go f.suspicious(wctx, f.header, suspicions)
-			}
+			look()
 		case lost := <-suspicions:
 			if probing = false; lost {
 				logger.Warningf("etcd has lost its memory: listing %q again", f.prefix)

@@ -39,7 +39,7 @@ func (f serveOption) applyServe(s *serving) error { return f(s) }
 // It costs one small read. Default 5s, at least 100ms.
 func WithProbeInterval(d time.Duration) BuilderOption {
 	return builderOption(func(b *builder) error {
-		if d < 100*time.Millisecond {
+		if d < minProbeInterval {
 			return fmt.Errorf("registry: probe interval must be at least 100ms, got %v", d)
 		}
 		b.probe = d
@@ -99,6 +99,9 @@ func WithDrainTimeout(d time.Duration) ServeOption {
 // WithCalls lets [Serve] see the calls under way, so that it stays in the registry
 // until the last of them has ended. Calls must be the server's stats handler.
 // Without it, Serve stays for a moment, and calls end on connections that close.
+//
+// Between the calls of a client that only makes unary ones, none is under way: such
+// a client is told by the application, or finds its next server when the record goes.
 func WithCalls(c *Calls) ServeOption {
 	return serveOption(func(s *serving) error {
 		if c == nil {

@@ -136,7 +136,8 @@ func (r *etcdResolver) Close() {
 	r.wg.Wait()
 }
 
-// ResolveNow lists again, if that was not asked for already.
+// ResolveNow looks whether etcd still is what was watched. Changes come by the
+// watch, so there is nothing else to ask for.
 func (r *etcdResolver) ResolveNow(resolver.ResolveNowOptions) {
 	select {
 	case r.again <- struct{}{}:
