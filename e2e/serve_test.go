@@ -96,9 +96,12 @@ func TestServeStaysWhileACallIsUnderWay(t *testing.T) {
 	s := newServer(t, "a", grpc.StatsHandler(calls))
 	ctx, leave := context.WithCancel(bg)
 	ended := make(chan error, 1)
+	states := make(chan registry.State, 10)
 	go func() {
-		ended <- registry.Serve(ctx, cli, service, s.grpc, s.lis, endpointsmeta.Meta{ID: "a"}, registry.WithCalls(calls))
+		ended <- registry.Serve(ctx, cli, service, s.grpc, s.lis, endpointsmeta.Meta{ID: "a"}, registry.WithCalls(calls),
+			registry.WithNotify(func(s registry.State) { states <- s }))
 	}()
+	require.Equal(t, registry.Registered, <-states)
 	c := newChannel(t, cli, stickybalancer.Config{})
 	stream, err := c.rpc.FullDuplexCall(bg, grpc.WaitForReady(true))
 	require.NoError(t, err)

@@ -103,7 +103,10 @@ func Serve(ctx context.Context, cli *clientv3.Client, service string, srv *grpc.
 		return fmt.Errorf("registry: serve: %w", err)
 	case r := <-registered:
 		if r.err != nil {
-			srv.Stop()
+			// Its record may have been seen for a moment, and calls have come.
+			sctx, scancel := context.WithTimeout(context.WithoutCancel(ctx), s.drainTimeout)
+			stop(sctx, srv)
+			scancel()
 			<-failed
 			if ctx.Err() != nil {
 				return nil // told to leave before it came
@@ -144,6 +147,12 @@ func (s *serving) leave(ctx context.Context, reg *Registration, srv *grpc.Server
 	if err := closeNow(ctx, reg); err != nil {
 		logger.Warningf("%v", err)
 	}
+	stop(ctx, srv)
+	return nil
+}
+
+// stop lets calls end, and cuts what is left of them when ctx ends.
+func stop(ctx context.Context, srv *grpc.Server) {
 	stopped := make(chan struct{})
 	go func() {
 		srv.GracefulStop()
@@ -155,5 +164,4 @@ func (s *serving) leave(ctx context.Context, reg *Registration, srv *grpc.Server
 		srv.Stop()
 		<-stopped
 	}
-	return nil
 }
