@@ -195,12 +195,10 @@ func BenchmarkSameList(b *testing.B) {
 				continue
 			}
 			r := s.ready(b, n)
-			last := list(n)
-			r.update(b, last)
 			b.Run(fmt.Sprintf("n=%d/list=same/policy=%s", n, s.label), func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
-					r.update(b, last)
+					r.update(b, r.state)
 				}
 			})
 			b.Run(fmt.Sprintf("n=%d/list=equal/policy=%s", n, s.label), func(b *testing.B) {

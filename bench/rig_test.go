@@ -142,6 +142,7 @@ type rig struct {
 	channel *channel
 	lb      balancer.Balancer
 	cfg     serviceconfig.LoadBalancingConfig
+	state   resolver.State // the list that ready began with
 }
 
 func id(i int) string { return fmt.Sprintf("game-%d", i) }
@@ -186,7 +187,8 @@ func (r *rig) update(tb testing.TB, s resolver.State) {
 func (s subject) ready(tb testing.TB, n int) *rig {
 	tb.Helper()
 	r := s.start(tb)
-	r.update(tb, list(n))
+	r.state = list(n)
+	r.update(tb, r.state)
 	up := r.channel.connect()
 	if s == ringHash { // connects what is picked, and asks for it in a goroutine
 		for i := 0; up < n && i < 1000*n; i++ {

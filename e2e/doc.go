@@ -10,6 +10,7 @@
 //	                                               TestAChannelThatWakesWhileEtcdIsDownHasTheLastList
 //	 3 a watch that fails ends for good            TestACompactionUnderAnIdleWatchIsSurvived
 //	 4 a wiped etcd is silence                     TestAWipedEtcdIsNoticed
+//	                                               TestAWipedEtcdThatHasGrownAgainIsNoticed
 //	 5 an empty list is never reported, no order   TestWithNothingRegisteredCallsFailAtOnce
 //	                                               TestInstancesAreSortedByIDAndThenByKey
 //	 6 lost keys fail calls to living servers      TestAllKeysDeletedAtOnceMoveNobody
@@ -32,7 +33,7 @@
 //	21 round_robin's counter is shared             the benchmarks
 //	22 what pick_first needs from its parent       TestHealth
 //	                                               TestANewIncarnationElsewhereTakesOver
-//	                                               TestParityAnOutlierLeavesTheRotation
+//	                                               TestOutlierDetectionTakesAFailingServerOut
 //	                                               TestNothingIsPublishedAfterClose
 //	23 a pick of a lost connection sleeps          TestAPreferredServerThatReturnsInsideTheWindowKeepsItsOwn
 //	24 Done does not say what was reached          nothing of ours relies on Done yet

@@ -211,6 +211,10 @@ func TestBeforeIsAStrictTotalOrder(t *testing.T) {
 		}
 	}
 	require.Greater(t, ties, 300, "the ranks must tie often to prove something")
+
+	// The last resorts, which no other implementation may read differently.
+	require.True(t, rank{7, 1, "a"}.before(rank{7, 1, "b"}), "the smaller id")
+	require.True(t, rank{1 << 63, 1, "b"}.before(rank{1 << 62, 2, "a"}), "1/1 is 2/2: the higher draw")
 }
 
 // TestNoNeedlessMove changes one server of a random membership. Only slots that

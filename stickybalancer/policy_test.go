@@ -420,6 +420,20 @@ func TestAnEmptyListIsReportedBack(t *testing.T) {
 	})
 }
 
+func TestAChildThatWasReplacedIsNotHeard(t *testing.T) {
+	drive(t, `{}`, func(t *testing.T, d *driver) {
+		d.list(at("a", "1"), ep("b"))
+		d.up("1", "b")
+		stale, report := d.lb.(*policy).servers["a"].child, d.lb.(*policy).servers["a"].child.report
+		d.list(at("a", "2"), ep("b"))
+		published := d.published()
+		stale.UpdateState(report)
+		require.Equal(t, published, d.published())
+		require.Equal(t, queued, d.pick(must("a")))
+		require.Equal(t, map[string]int{"b": 2}, d.spread(2))
+	})
+}
+
 type foreignConfig struct {
 	serviceconfig.LoadBalancingConfig
 }
@@ -448,11 +462,12 @@ func TestTheSameListAgainIsNoWork(t *testing.T) {
 		eps := list()
 		d.list(eps...)
 		d.up("a", "b")
-		published, made := d.published(), d.made()
+		published, made, applied := d.published(), d.made(), d.lb.(*policy).update
 		d.list(eps...)
 		d.list(list()...) // equal, but not the same pointers
 		d.configure(`{}`)
 		d.list(list()...) // a config parsed anew
+		require.Equal(t, applied, d.lb.(*policy).update, "no server was looked at")
 		require.Equal(t, published, d.published())
 		require.Equal(t, made, d.made())
 		d.list(eps[2], eps[0], eps[1])

@@ -70,8 +70,10 @@ func (r *Registration) holder(ctx context.Context) (*mvccpb.KeyValue, error) {
 }
 
 // claim puts the record where there is none, or one that is ours to replace: of
-// the same address, so of a former self; or one that nobody can use.
-func (r *Registration) claim(ctx context.Context, takeover bool) error {
+// the same address, so of a former self, and not of a successor; or one that nobody
+// can use. What a server that starts finds in its place is of a former self, if it
+// is of the same address, and with WithTakeover wherever it is.
+func (r *Registration) claim(ctx context.Context, first bool) error {
 	old, err := r.holder(ctx)
 	if err != nil {
 		return err
@@ -80,35 +82,37 @@ func (r *Registration) claim(ctx context.Context, takeover bool) error {
 	var before int64
 	if old != nil {
 		i, bad := decodeRecord(r.key, old.Value)
-		if bad == nil && i.Addr != r.addr && !takeover {
+		before = i.Meta.Incarnation
+		other := i.Addr != r.addr && !(first && r.takeover)
+		successor := !first && before > r.Meta().Incarnation
+		if bad == nil && (other || successor) {
 			return fmt.Errorf("%w: %q is at %s", ErrIDTaken, r.id, i.Addr)
 		}
-		before = i.Meta.Incarnation
 		guard = clientv3.Compare(clientv3.ModRevision(r.key), "=", old.ModRevision)
 	}
-	lease, err := r.grant(ctx, before)
+	lease, revision, err := r.grant(ctx)
 	if err != nil {
 		return err
 	}
 	r.lease = lease // so that Close revokes it, however the write ends
+	if first {
+		// Whatever was registered before wrote, so the revision was smaller; unless
+		// etcd has lost its data since.
+		r.mu.Lock()
+		r.meta.Incarnation = max(revision, before+1)
+		r.mu.Unlock()
+	}
 	return r.write(ctx, guard, lease)
 }
 
-// grant gets a lease. The first one's revision is the incarnation: whatever was
-// registered before had a smaller one, for registering writes.
-func (r *Registration) grant(ctx context.Context, before int64) (clientv3.LeaseID, error) {
+func (r *Registration) grant(ctx context.Context) (clientv3.LeaseID, int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	resp, err := r.cli.Grant(ctx, int64(r.ttl/time.Second))
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	r.mu.Lock()
-	if r.meta.Incarnation == 0 {
-		r.meta.Incarnation = max(resp.Revision, before+1)
-	}
-	r.mu.Unlock()
-	return resp.ID, nil
+	return resp.ID, resp.Revision, nil
 }
 
 // firstClaim is claim for a server that starts. The record in its place may be of
@@ -118,7 +122,7 @@ func (r *Registration) firstClaim(ctx context.Context) error {
 	var pause backoff
 	var seen leaseSeen
 	for {
-		err := r.claim(ctx, r.takeover)
+		err := r.claim(ctx, true)
 		switch {
 		case err == nil:
 			return nil

@@ -21,6 +21,7 @@ func (r *Registration) run(ctx context.Context) {
 		logger.Warningf("the registration %q is lost, putting it back: %v", r.key, why)
 		r.setState(Lost)
 		var pause backoff
+		var said string
 		for {
 			// What is left of the old lease must not take the new record with it.
 			version := r.newest()
@@ -29,7 +30,8 @@ func (r *Registration) run(ctx context.Context) {
 				r.wrote(version)
 				break
 			}
-			if ctx.Err() == nil {
+			if ctx.Err() == nil && err.Error() != said {
+				said = err.Error()
 				logger.Warningf("putting the registration %q back failed, trying again: %v", r.key, err)
 			}
 			if !pause.wait(ctx, r.cli) {

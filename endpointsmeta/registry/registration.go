@@ -66,6 +66,8 @@ type Registration struct {
 	// then run's, and Close's after that has ended. It alone puts.
 	lease clientv3.LeaseID
 
+	updating sync.Mutex // held while meta is changed, and not while it is put
+
 	mu      sync.Mutex
 	meta    endpointsmeta.Meta
 	version int           // of meta
@@ -153,34 +155,15 @@ func (r *Registration) Drain(ctx context.Context) error {
 	return r.Update(ctx, func(m *endpointsmeta.Meta) { m.Draining = true })
 }
 
-// Update changes what the server says of itself; change gets a copy. ID and
-// Incarnation cannot change. It returns when the change is in etcd; when ctx ends
-// first it returns its error, but the change stands, and gets there.
+// Update changes what the server says of itself; change gets a copy, and must not
+// itself update. ID and Incarnation cannot change. It returns when the change is in
+// etcd; when ctx ends first it returns its error, but the change stands, and gets
+// there.
 func (r *Registration) Update(ctx context.Context, change func(*endpointsmeta.Meta)) error {
-	m := r.Meta()
-	r.mu.Lock()
-	if r.closing {
-		r.mu.Unlock()
-		return ErrClosed
-	}
-	m = r.meta
-	m.Labels = maps.Clone(m.Labels)
-	change(&m)
-	if err := m.Validate(); err != nil {
-		r.mu.Unlock()
+	want, err := r.changeMeta(change)
+	if err != nil {
 		return err
 	}
-	if m.ID != r.meta.ID || m.Incarnation != r.meta.Incarnation {
-		r.mu.Unlock()
-		return fmt.Errorf("registry: id and incarnation must not change, got %q and %d for %q and %d",
-			m.ID, m.Incarnation, r.id, r.meta.Incarnation)
-	}
-	m.Labels = maps.Clone(m.Labels)
-	r.meta = m
-	r.version++
-	want := r.version
-	r.mu.Unlock()
-
 	select {
 	case r.change <- struct{}{}:
 	default:
@@ -201,6 +184,31 @@ func (r *Registration) Update(ctx context.Context, change func(*endpointsmeta.Me
 			return fmt.Errorf("registry: update of %q: %w", r.key, ctx.Err())
 		}
 	}
+}
+
+// changeMeta returns the version that the change makes.
+func (r *Registration) changeMeta(change func(*endpointsmeta.Meta)) (version int, err error) {
+	r.updating.Lock()
+	defer r.updating.Unlock()
+	old := r.Meta()
+	m := r.Meta()
+	change(&m)
+	if err := m.Validate(); err != nil {
+		return 0, err
+	}
+	if m.ID != old.ID || m.Incarnation != old.Incarnation {
+		return 0, fmt.Errorf("registry: id and incarnation must not change, got %q and %d for %q and %d",
+			m.ID, m.Incarnation, old.ID, old.Incarnation)
+	}
+	m.Labels = maps.Clone(m.Labels) // change may have kept the map
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closing {
+		return 0, ErrClosed
+	}
+	r.meta = m
+	r.version++
+	return r.version, nil
 }
 
 // Close withdraws the server from etcd at once, by revoking its lease, and ends

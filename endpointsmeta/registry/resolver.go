@@ -86,6 +86,7 @@ func (b *builder) Build(target resolver.Target, cc resolver.ClientConn, opts res
 		cancel:     cancel,
 		news:       newMailbox(),
 		again:      make(chan struct{}, 1),
+		batches:    make(chan clientv3.WatchResponse),
 		taken:      make(chan struct{}, 1),
 	}
 	cli := clientv3.NewCtxClient(ctx)
@@ -98,6 +99,7 @@ func (b *builder) Build(target resolver.Target, cc resolver.ClientConn, opts res
 		cancel()
 		return nil, fmt.Errorf("registry: official resolver: %w", err)
 	}
+	r.start()
 	return r, nil
 }
 
@@ -109,9 +111,9 @@ func (silentKV) Get(context.Context, string, ...clientv3.OpOption) (*clientv3.Ge
 }
 
 // etcdResolver stands on both sides of the official resolver: it is behind the
-// Watcher that feeds it, and it is the ClientConn that it reports to. Records pass through with
-// their key as their address, so that two with one address stay two; here the key
-// becomes address and metadata again.
+// Watcher that feeds it, and it is the ClientConn that it reports to. Records pass
+// through with their key as their address, so that two with one address stay two;
+// here the key becomes address and metadata again.
 type etcdResolver struct {
 	resolver.ClientConn // gRPC's
 
@@ -123,6 +125,7 @@ type etcdResolver struct {
 	wg       sync.WaitGroup
 	news     *mailbox
 	again    chan struct{} // ResolveNow
+	batches  chan clientv3.WatchResponse
 	taken    chan struct{} // the official resolver has taken in a batch
 
 	mu   sync.Mutex
@@ -145,13 +148,9 @@ func (r *etcdResolver) ResolveNow(resolver.ResolveNowOptions) {
 	}
 }
 
-// watcher is the Watcher of the official resolver.
-type watcher struct{ *etcdResolver }
-
-// Watch is called once. The channel ends when the resolver does, never before.
-func (w watcher) Watch(context.Context, string, ...clientv3.OpOption) clientv3.WatchChan {
-	r := w.etcdResolver
-	batches := make(chan clientv3.WatchResponse)
+// start is called by Build, and not by Watch: the official resolver asks for its
+// watch in a goroutine that may run after Close.
+func (r *etcdResolver) start() {
 	f := newFeed(r.builder.cli, r.service)
 	f.probe, f.again = r.builder.probe, r.again
 	r.wg.Go(func() {
@@ -161,10 +160,17 @@ func (w watcher) Watch(context.Context, string, ...clientv3.OpOption) clientv3.W
 		}, r.news.fail)
 	})
 	r.wg.Go(func() {
-		defer close(batches)
-		r.deliver(batches)
+		defer close(r.batches)
+		r.deliver()
 	})
-	return batches
+}
+
+// watcher is the Watcher of the official resolver.
+type watcher struct{ *etcdResolver }
+
+// Watch is called once. The channel ends when the resolver does, never before.
+func (w watcher) Watch(context.Context, string, ...clientv3.OpOption) clientv3.WatchChan {
+	return w.batches
 }
 
 func (watcher) RequestProgress(context.Context) error { return nil }
@@ -174,7 +180,7 @@ func (watcher) Close() error { return nil }
 // deliver hands lists on as differences, one at a time: the next is made when the
 // last has been taken in. So a burst becomes a few batches, and the official code
 // never holds one that nobody reads (it has no way out of that).
-func (r *etcdResolver) deliver(batches chan<- clientv3.WatchResponse) {
+func (r *etcdResolver) deliver() {
 	hasList := false
 	timer := time.NewTimer(firstAnswer)
 	defer timer.Stop()
@@ -221,7 +227,7 @@ func (r *etcdResolver) deliver(batches chan<- clientv3.WatchResponse) {
 		select {
 		case <-r.ctx.Done():
 			return
-		case batches <- clientv3.WatchResponse{Events: events}:
+		case r.batches <- clientv3.WatchResponse{Events: events}:
 		}
 		select {
 		case <-r.ctx.Done():

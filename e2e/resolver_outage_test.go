@@ -1,0 +1,69 @@
+package e2e
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/homing-grpc/homing/endpointsmeta/registry"
+	"github.com/homing-grpc/homing/stickybalancer"
+)
+
+// Fact 4, the worse half: an etcd that was wiped and has since written as much as
+// before shows a revision that has grown, under the same cluster id and term. The
+// official watch goes on from its old revision; it never hears of what came before
+// that, and what died stays for good.
+func TestAWipedEtcdThatHasGrownAgainIsNoticed(t *testing.T) {
+	e := startEtcd(t)
+	cli := e.newClient()
+	gone := register(t, cli, startServer(t, "gone"), registry.WithTTL(shortTTL))
+	c := newChannel(t, cli, stickybalancer.Config{AbsentGrace: -1})
+	c.sees("gone")
+	e.stop()
+	ctx, cancel := context.WithTimeout(bg, 10*time.Millisecond)
+	defer cancel()
+	gone.Close(ctx)
+	e.wipe()
+	e.start()
+	direct := e.newClient()
+	register(t, direct, startServer(t, "new"))
+	for range 100 { // as a busy cluster does before anybody looks
+		_, err := direct.Put(bg, "unrelated", "x")
+		require.NoError(t, err)
+	}
+	c.sees("new")
+}
+
+// An outage of etcd: the official watch waits in silence. Ours says so to whoever
+// ranges over it, keeps the sequence going, and yields the list when etcd is back.
+func TestWatchSaysThatEtcdIsOutOfReachAndGoesOn(t *testing.T) {
+	e := startEtcd(t)
+	cli := e.newClient()
+	ctx, cancel := context.WithTimeout(bg, 40*time.Second)
+	defer cancel()
+	step := 0
+	for list, err := range registry.Watch(ctx, cli, service) {
+		switch {
+		case step == 0:
+			require.NoError(t, err)
+			require.Empty(t, list)
+			e.stop()
+			step++
+		case step == 1 && err != nil:
+			require.ErrorContains(t, err, "out of reach")
+			require.ErrorContains(t, err, e.client.Host)
+			require.Nil(t, list)
+			e.start()
+			register(t, e.newClient(), startServer(t, "a"))
+			step++
+		case step == 2 && err == nil && len(list) == 1:
+			step++
+		}
+		if step == 3 {
+			break
+		}
+	}
+	require.Equal(t, 3, step)
+}
