@@ -1,0 +1,130 @@
+package registry_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"net"
+	"os/signal"
+	"syscall"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/homing-grpc/homing/affinity"
+	"github.com/homing-grpc/homing/endpointsmeta"
+	"github.com/homing-grpc/homing/endpointsmeta/registry"
+	"github.com/homing-grpc/homing/stickybalancer"
+)
+
+// These need an etcd at localhost:2379, so they are compiled and not run. What they
+// do is tested in the module e2e.
+
+// newEtcdClient returns a client that notices a connection that was dropped in
+// silence, and that tries again soon.
+func newEtcdClient() *clientv3.Client {
+	cli, err := clientv3.New(clientv3.Config{
+		Endpoints:            []string{"localhost:2379"},
+		DialKeepAliveTime:    10 * time.Second,
+		DialKeepAliveTimeout: 3 * time.Second,
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, MaxDelay: time.Second},
+		})},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	return cli
+}
+
+// A server that registers, serves, and leaves in order when it is told to stop.
+func ExampleServe() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	lis, err := net.Listen("tcp", "10.0.0.7:7000")
+	if err != nil {
+		log.Fatal(err)
+	}
+	calls := new(registry.Calls)
+	srv := grpc.NewServer(append(
+		affinity.ServerOptions(affinity.WithServerID("game-1")),
+		grpc.StatsHandler(calls))...)
+	// … register services on srv …
+
+	err = registry.Serve(ctx, newEtcdClient(), "game", srv, lis,
+		endpointsmeta.Meta{ID: "game-1", Zone: "eu-1"},
+		registry.WithCalls(calls), registry.WithDrainTimeout(time.Minute))
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+// A server that keeps its own order of starting and stopping.
+func ExampleRegister() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	reg, err := registry.Register(ctx, newEtcdClient(), "game", "10.0.0.7:7000",
+		endpointsmeta.Meta{ID: "game-1", Weight: 3},
+		registry.WithTTL(5*time.Second),
+		registry.WithNotify(func(s registry.State) { log.Print("registration: ", s) }))
+	if errors.Is(err, registry.ErrIDTaken) {
+		log.Fatal("two servers were given one id: ", err)
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// Half as much new work from now on:
+	err = reg.Update(ctx, func(m *endpointsmeta.Meta) { m.Weight = 1 })
+	if err != nil {
+		log.Print(err)
+	}
+	// None:
+	if err := reg.Drain(ctx); err != nil {
+		log.Print(err)
+	}
+	// Gone:
+	if err := reg.Close(ctx); err != nil {
+		log.Print(err)
+	}
+}
+
+// A client. One builder serves any number of channels.
+func ExampleNewBuilder() {
+	builder, err := registry.NewBuilder(newEtcdClient())
+	if err != nil {
+		log.Fatal(err)
+	}
+	conn, err := grpc.NewClient("etcd:///game", append(affinity.DialOptions(),
+		grpc.WithResolvers(builder),
+		grpc.WithDefaultServiceConfig(stickybalancer.Config{}.ServiceConfig()),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+}
+
+func ExampleList() {
+	servers, err := registry.List(context.Background(), newEtcdClient(), "game")
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, s := range servers {
+		fmt.Println(s.Meta.ID, s.Addr, s.Meta.Draining)
+	}
+}
+
+func ExampleWatch() {
+	for servers, err := range registry.Watch(context.Background(), newEtcdClient(), "game") {
+		if err != nil {
+			log.Print("the last list stands: ", err)
+			continue
+		}
+		log.Print(len(servers), " servers")
+	}
+}
