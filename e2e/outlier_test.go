@@ -52,6 +52,9 @@ func TestOutlierDetectionTakesAFailingServerOut(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				servers := map[string]*outlierServer{}
 				listeners := map[string]*bufconn.Listener{}
+				// One dial at a time: bufconn's timers, which fire at once, crash Go
+				// 1.26's race detector when two do in one bubble.
+				dialing := make(chan struct{}, 1)
 				var endpoints []resolver.Endpoint
 				for _, name := range []string{"a", "b", "c"} {
 					servers[name] = &outlierServer{name: name}
@@ -70,6 +73,8 @@ func TestOutlierDetectionTakesAFailingServerOut(t *testing.T) {
 					grpc.WithDefaultServiceConfig(fmt.Sprintf(config, policy)),
 					grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 						if lis := listeners[addr]; lis != nil {
+							dialing <- struct{}{}
+							defer func() { <-dialing }()
 							return lis.DialContext(ctx)
 						}
 						return nil, errors.New("refused")

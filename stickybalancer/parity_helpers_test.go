@@ -79,6 +79,7 @@ func (p parity) with(t *testing.T, settle func(), f func(t *testing.T, r *rig)) 
 		hosts:    map[string]*host{},
 		dials:    map[string]int{},
 		tags:     map[string][]any{},
+		dialing:  make(chan struct{}, 1),
 	}
 	r.resolver.ResolveNowCallback = func(resolver.ResolveNowOptions) {
 		r.mu.Lock()
@@ -123,6 +124,8 @@ type rig struct {
 	conn     *grpc.ClientConn
 	client   testpb.TestServiceClient
 	serve    []grpc.ServerOption
+
+	dialing chan struct{} // see dialAlone
 
 	mu         sync.Mutex
 	hosts      map[string]*host // an address without one refuses connections
@@ -200,7 +203,7 @@ func (r *rig) dial(ctx context.Context, addr string) (net.Conn, error) {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
-	conn, err := h.lis.DialContext(ctx)
+	conn, err := dialAlone(ctx, r.dialing, h.lis)
 	if err != nil {
 		return nil, err
 	}
@@ -399,6 +402,7 @@ func (r *rig) share(names ...string) {
 // state requires that the channel is in the state.
 func (r *rig) state(want connectivity.State) {
 	r.t.Helper()
+	r.settle()
 	require.Equal(r.t, want.String(), r.conn.GetState().String())
 }
 

@@ -31,6 +31,8 @@ type world struct {
 	conn     *grpc.ClientConn
 	client   testpb.TestServiceClient
 
+	dialing chan struct{} // see dialAlone
+
 	mu      sync.Mutex
 	servers map[string]*fakeServer
 	dials   map[string]int
@@ -59,7 +61,7 @@ func inWorld(t *testing.T, cfg stickybalancer.Config, f func(t *testing.T, w *wo
 func inWorldWith(t *testing.T, serviceConfig string, f func(t *testing.T, w *world), opts ...grpc.DialOption) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{t: t, servers: map[string]*fakeServer{}, dials: map[string]int{}}
+		w := &world{t: t, servers: map[string]*fakeServer{}, dials: map[string]int{}, dialing: make(chan struct{}, 1)}
 		w.resolver = manual.NewBuilderWithScheme("world")
 		conn, err := grpc.NewClient("world:///game", append(opts,
 			grpc.WithResolvers(w.resolver),
@@ -93,13 +95,22 @@ func (w *world) dial(ctx context.Context, addr string) (net.Conn, error) {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
-	c, err := s.lis.DialContext(ctx)
+	c, err := dialAlone(ctx, w.dialing, s.lis)
 	if err == nil {
 		w.mu.Lock()
 		s.conns = append(s.conns, c)
 		w.mu.Unlock()
 	}
 	return c, err
+}
+
+// dialAlone dials while nobody else in the bubble does. bufconn makes timers that
+// fire at once, and two of those on two threads share one context of the race
+// detector (bubble.timers.raceCtx, Go 1.26), which crashes it.
+func dialAlone(ctx context.Context, dialing chan struct{}, lis *bufconn.Listener) (net.Conn, error) {
+	dialing <- struct{}{}
+	defer func() { <-dialing }()
+	return lis.DialContext(ctx)
 }
 
 func (w *world) dialed(addr string) int {
