@@ -44,35 +44,32 @@ func Require(ctx context.Context, id string) context.Context {
 // ctx carries stays, and wins. An empty key removes the key, if any, that ctx
 // carries.
 func WithKey(ctx context.Context, key string) context.Context {
-	old := callctx.From(ctx)
-	v := callctx.Value{Key: key}
-	if old != nil {
-		if key == "" && old.Key == "" {
-			return ctx
-		}
-		v.ID, v.Required = old.ID, old.Required
-	} else if key == "" {
+	var v callctx.Value
+	if old := callctx.From(ctx); old != nil {
+		v = *old
+	}
+	if key == "" && v.Key == "" {
 		return ctx
 	}
+	v.Key, v.NoHeaders = key, false
 	return callctx.With(ctx, v)
 }
 
 func withID(ctx context.Context, id string, required bool) context.Context {
-	old := callctx.From(ctx)
-	v := callctx.Value{ID: id, Required: required && id != ""}
-	if old != nil {
-		if id == "" && old.ID == "" {
-			return ctx
-		}
-		v.Key = old.Key
-	} else if id == "" {
+	var v callctx.Value
+	if old := callctx.From(ctx); old != nil {
+		v = *old
+	}
+	if id == "" && v.ID == "" {
 		return ctx
 	}
+	v.ID, v.Required, v.NoHeaders = id, required && id != "", false
 	return callctx.With(ctx, v)
 }
 
-// FromContext returns the affinity that [With], [Require] and [WithKey] put
-// into ctx, and false if ctx carries none. It does not look at metadata.
+// FromContext returns the affinity that [With], [Require], [WithKey] and
+// [Session.Context] put into ctx, and false if ctx carries none. A session shows as
+// its key. FromContext does not look at metadata.
 func FromContext(ctx context.Context) (Affinity, bool) {
 	v := callctx.From(ctx)
 	if v.Empty() {

@@ -25,34 +25,93 @@ import (
 // client. Whether a server is required is not sent: it is about picking, and
 // picking is done here.
 //
+// A call that a server answers with [Moved] is made once more, there; and an answer
+// teaches the call's [Session] what the balancer cannot know. With [WithKeyFunc] a call
+// without affinity gets the key of its request.
+//
 // It should be the innermost interceptor (see [DialOptions]): headers that are
 // added after it may be missed by the balancer of this module, which trusts it
 // to have looked. The interceptor is safe for concurrent use.
 func UnaryClientInterceptor(opts ...ClientOption) grpc.UnaryClientInterceptor {
+	o := newClient(opts)
 	return func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoker grpc.UnaryInvoker, callOpts ...grpc.CallOption) error {
-		ctx, err := outgoing(ctx)
+		ctx = o.withKey(ctx, method, req)
+		c := o.newCall(ctx, cc)
+		out, err := outgoing(ctx, c.name())
 		if err != nil {
 			return err
 		}
-		return invoker(ctx, method, req, reply, cc, callOpts...)
+		if c.session() == nil {
+			err = invoker(out, method, req, reply, cc, callOpts...)
+		} else {
+			err = c.invoke(func(md ...grpc.CallOption) error {
+				return invoker(out, method, req, reply, cc, append(callOpts[:len(callOpts):len(callOpts)], md...)...)
+			})
+		}
+		if err == nil {
+			return nil
+		}
+		to, again := c.follow(err)
+		if !again {
+			return err
+		}
+		out, ferr := outgoing(to, c.name())
+		if ferr != nil {
+			return err
+		}
+		return c.followed(err, invoker(out, method, req, reply, cc, callOpts...))
 	}
 }
 
 // StreamClientInterceptor is [UnaryClientInterceptor] for streams. Headers go
 // out when a stream is opened, so what counts is the context it is opened with.
+//
+// A stream of a session ends when an answer has confirmed that the session has moved to
+// another server: its RecvMsg and SendMsg then fail with code Aborted, and [MovedTo]
+// tells where to open it again. See [WithMovedStreams].
 func StreamClientInterceptor(opts ...ClientOption) grpc.StreamClientInterceptor {
+	o := newClient(opts)
 	return func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, callOpts ...grpc.CallOption) (grpc.ClientStream, error) {
-		ctx, err := outgoing(ctx)
-		if err != nil {
-			return nil, err
+		open := func(req any) (grpc.ClientStream, error) {
+			ctx := o.withKey(ctx, method, req)
+			c := o.newCall(ctx, cc)
+			out, err := outgoing(ctx, c.name())
+			if err != nil {
+				return nil, err
+			}
+			if c.session() == nil {
+				return streamer(out, desc, cc, method, callOpts...)
+			}
+			return c.open(out, desc, func(ctx context.Context) (grpc.ClientStream, error) {
+				return streamer(ctx, desc, cc, method, callOpts...)
+			})
 		}
-		return streamer(ctx, desc, cc, method, callOpts...)
+		if o.keyFunc != nil && desc.ServerStreams && !desc.ClientStreams && !hasAffinity(ctx) {
+			return &lateStream{ctx: ctx, open: open}, nil
+		}
+		return open(nil)
 	}
 }
 
+// withKey gives a call without affinity the key of its request.
+func (o *clientOptions) withKey(ctx context.Context, method string, req any) context.Context {
+	if o.keyFunc == nil || hasAffinity(ctx) {
+		return ctx
+	}
+	return WithKey(ctx, o.keyFunc(ctx, method, req))
+}
+
+// hasAffinity reports whether ctx says where its calls belong, by value or by header.
+func hasAffinity(ctx context.Context) bool {
+	return !callctx.From(ctx).Empty() ||
+		len(metadata.ValueFromOutgoingContext(ctx, IDHeader)) > 0 ||
+		len(metadata.ValueFromOutgoingContext(ctx, KeyHeader)) > 0
+}
+
 // outgoing returns ctx with its affinity in the outgoing metadata, or with the
-// mark that there is none.
-func outgoing(ctx context.Context) (context.Context, error) {
+// mark that there is none. name is that of a session's server, if only a proxy knows
+// it.
+func outgoing(ctx context.Context, name string) (context.Context, error) {
 	ids := metadata.ValueFromOutgoingContext(ctx, IDHeader)
 	keys := metadata.ValueFromOutgoingContext(ctx, KeyHeader)
 	v := callctx.From(ctx)
@@ -60,8 +119,12 @@ func outgoing(ctx context.Context) (context.Context, error) {
 		return headersOnly(ctx, v, ids, keys)
 	}
 
-	if why := problem(v.ID); why != "" {
-		return nil, refuse("id in the context", v.ID, why)
+	id := v.ID
+	if id == "" {
+		id = name
+	}
+	if why := problem(id); why != "" {
+		return nil, refuse("id in the context", id, why)
 	}
 	if why := problem(v.Key); why != "" {
 		return nil, refuse("key in the context", v.Key, why)
@@ -73,17 +136,17 @@ func outgoing(ctx context.Context) (context.Context, error) {
 		}
 	}
 
-	addID := v.ID != "" && len(ids) == 0
+	addID := id != "" && len(ids) == 0
 	addKey := v.Key != "" && len(keys) == 0
-	dropIDs := len(ids) > 0 && !only(ids, v.ID)
+	dropIDs := len(ids) > 0 && !only(ids, id)
 	dropKeys := len(keys) > 0 && v.Key != "" && !only(keys, v.Key)
 	switch {
 	case dropIDs || dropKeys:
-		return replace(ctx, v), nil
+		return replace(ctx, id, v.Key), nil
 	case addID && addKey:
-		return metadata.AppendToOutgoingContext(ctx, IDHeader, v.ID, KeyHeader, v.Key), nil
+		return metadata.AppendToOutgoingContext(ctx, IDHeader, id, KeyHeader, v.Key), nil
 	case addID:
-		return metadata.AppendToOutgoingContext(ctx, IDHeader, v.ID), nil
+		return metadata.AppendToOutgoingContext(ctx, IDHeader, id), nil
 	case addKey:
 		return metadata.AppendToOutgoingContext(ctx, KeyHeader, v.Key), nil
 	}
@@ -108,22 +171,22 @@ func headersOnly(ctx context.Context, v *callctx.Value, ids, keys []string) (con
 	case !none && marked:
 		// ctx comes out of an earlier call (ClientStream.Context), and headers
 		// were added since: its mark is no longer true.
-		return callctx.With(ctx, callctx.Value{}), nil
+		return callctx.With(ctx, callctx.Value{Route: v.Route}), nil
 	}
 	return ctx, nil
 }
 
-// replace returns ctx with v in its outgoing metadata in place of what is there
-// under the same names. It copies all metadata, which is why outgoing avoids
+// replace returns ctx with id and key in its outgoing metadata in place of what is
+// there under the same names. It copies all metadata, which is why outgoing avoids
 // it: only headers that contradict the context come here.
-func replace(ctx context.Context, v *callctx.Value) context.Context {
+func replace(ctx context.Context, id, key string) context.Context {
 	md, _ := metadata.FromOutgoingContext(ctx)
 	delete(md, IDHeader)
-	if v.ID != "" {
-		md[IDHeader] = []string{v.ID}
+	if id != "" {
+		md[IDHeader] = []string{id}
 	}
-	if v.Key != "" {
-		md[KeyHeader] = []string{v.Key}
+	if key != "" {
+		md[KeyHeader] = []string{key}
 	}
 	return metadata.NewOutgoingContext(ctx, md)
 }

@@ -1,24 +1,70 @@
 package affinity
 
 import (
+	"context"
+	"sync/atomic"
+	"time"
+
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
-// ClientOption changes what the client interceptors do. There is none yet.
+// ClientOption changes what the client interceptors do. A nil one is ignored.
 type ClientOption interface{ applyClient(*clientOptions) }
 
 // ServerOption changes what the server interceptors do. A nil one is ignored.
 type ServerOption interface{ applyServer(*serverOptions) }
 
-// clientOptions is what ClientOptions set.
-type clientOptions struct{}
+// clientOptions is what ClientOptions set. Only target is written after newClient.
+type clientOptions struct {
+	keyFunc     func(ctx context.Context, method string, req any) string
+	keepStreams bool // of sessions that have moved
+
+	target atomic.Pointer[channelTarget]
+}
+
+type clientOptionFunc func(*clientOptions)
+
+func (f clientOptionFunc) applyClient(o *clientOptions) { f(o) }
+
+func newClient(opts []ClientOption) *clientOptions {
+	o := new(clientOptions)
+	for _, opt := range opts {
+		if opt != nil {
+			opt.applyClient(o)
+		}
+	}
+	return o
+}
+
+// WithKeyFunc gives calls without affinity the key of their request: f is called with
+// the full method name ("/game.Rooms/Join") and the request message, and returns the
+// key as if for [WithKey], "" for none. It is not called when the context or the
+// outgoing metadata has an id, a key or a session.
+//
+// req is the message of unary and of server-streaming calls; the latter are opened when
+// the generated code sends it, which is at once. Where the client streams, the stream is
+// opened before there is a message: req is nil, and f has the context and the method to
+// go by. f runs on the goroutine of the call, concurrently with itself, and must not
+// keep or change req. A nil f is none, which is the default. Used twice, the last holds.
+func WithKeyFunc(f func(ctx context.Context, method string, req any) string) ClientOption {
+	return clientOptionFunc(func(o *clientOptions) { o.keyFunc = f })
+}
+
+// WithMovedStreams says what becomes of the open streams of a [Session] that has moved
+// to another server: with end, the default, they end with code Aborted, and [MovedTo]
+// tells where the session went, so that there are never two truths about one session;
+// without, they go on until the old server or the connection to it ends.
+func WithMovedStreams(end bool) ClientOption {
+	return clientOptionFunc(func(o *clientOptions) { o.keepStreams = !end })
+}
 
 // serverOptions is what ServerOptions set. It is not written after newServer.
 type serverOptions struct {
 	stamp metadata.MD // sent with every answer, nil for none
+	drain *drain      // nil if streams do not leave
 	err   error       // the answer to every call, nil if the options are sound
 }
 
@@ -62,6 +108,28 @@ func newServer(opts []ServerOption) *serverOptions {
 		}
 	}
 	return o
+}
+
+// WithDrain lets streams leave a server that drains in good order. From the moment that
+// draining ends, they have the grace to end by themselves: handlers see it by [Draining].
+// After it their context ends and RecvMsg and SendMsg fail in the handler, and what the
+// handler then returns reaches the client as code Aborted, with the detail that
+// [MovedTo] reads. A [Session] goes to another server with its next call; its OnMove
+// says that it was drained. Streams that are opened after the grace end at once.
+//
+// draining is best the context that also ends [registry.Serve], so that the server is
+// known to be draining when its clients come back to the balancer. Unary calls are not
+// touched. The default is that streams last until the server stops. Used twice, the
+// last one holds. A nil draining is never; a negative grace is none.
+//
+// [registry.Serve]: https://pkg.go.dev/github.com/homing-grpc/homing/endpointsmeta/registry#Serve
+func WithDrain(draining context.Context, grace time.Duration) ServerOption {
+	return serverOptionFunc(func(o *serverOptions) {
+		o.drain = nil
+		if draining != nil {
+			o.drain = newDrain(draining, grace)
+		}
+	})
 }
 
 // DialOptions returns the dial options that add [UnaryClientInterceptor] and

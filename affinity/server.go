@@ -54,14 +54,20 @@ func StreamServerInterceptor(opts ...ServerOption) grpc.StreamServerInterceptor 
 		if err != nil {
 			return err
 		}
+		serve := func(ss grpc.ServerStream) error { return handler(srv, ss) }
+		if d := o.drain; d != nil {
+			serve = func(ss grpc.ServerStream) error {
+				return d.serve(ss, func(ss grpc.ServerStream) error { return handler(srv, ss) })
+			}
+		}
 		if o.stamp == nil {
 			if ctx != old {
 				ss = &keyedStream{ServerStream: ss, ctx: ctx}
 			}
-			return handler(srv, ss)
+			return serve(ss)
 		}
 		signed := &signedStream{keyedStream: keyedStream{ServerStream: ss, ctx: ctx}, stamp: o.stamp}
-		err = handler(srv, signed)
+		err = serve(signed)
 		signed.finish(err)
 		return err
 	}

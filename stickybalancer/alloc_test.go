@@ -37,6 +37,7 @@ func TestPicksAllocate(t *testing.T) {
 		{"required id in ctx", `{}`, must("s7"), 0},
 		{"id and key in ctx", `{}`, with2("s7", "k"), 0},
 		{"key in ctx", `{}`, key("k"), 0},
+		{"confirmed session", `{}`, affinity.NewSession("k").Context(bg), 0},
 		{"id nobody has", `{"reconnectWindow": "0s"}`, with("nobody"), 0},
 		{"id in metadata", `{}`, metadata.AppendToOutgoingContext(others, affinity.IDHeader, "s7"), 1},
 		{"key in metadata", `{}`, metadata.AppendToOutgoingContext(others, affinity.KeyHeader, "k"), 1},
@@ -51,6 +52,9 @@ func TestPicksAllocate(t *testing.T) {
 				}
 				d.list(eps...)
 				d.up(all...)
+				if done := d.end(tc.ctx); done != nil {
+					done(answered) // a session's first
+				}
 				picker, info := d.current().Picker, balancer.PickInfo{Ctx: tc.ctx, FullMethodName: "/s/m"}
 				got := testing.AllocsPerRun(1000, func() {
 					if _, err := picker.Pick(info); err != nil {
@@ -61,4 +65,11 @@ func TestPicksAllocate(t *testing.T) {
 			})
 		})
 	}
+}
+
+// end picks once and returns how to end that.
+func (d *driver) end(ctx context.Context) func(balancer.DoneInfo) {
+	r, err := d.current().Picker.Pick(balancer.PickInfo{Ctx: ctx})
+	require.NoError(d.t, err)
+	return r.Done
 }

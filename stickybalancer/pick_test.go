@@ -16,9 +16,9 @@ import (
 // codes would even become Internal (gRFC A54), and status looks through %w.
 func TestAnErrorOfOursIsNeverAStatus(t *testing.T) {
 	cause := status.Error(codes.FailedPrecondition, "the handshake says no")
-	lost := newServer("lost")
+	lost := newServer("lost", 0)
 	lost.view.Store(&view{phase: away, known: true, err: cause})
-	left := newServer("left")
+	left := newServer("left", 0)
 	p := &picker{
 		cfg:     &lbConfig{},
 		members: &members{byID: map[string]*server{"lost": lost, "left": left}, list: []*server{lost}},

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/homing-grpc/homing/internal/callctx"
+	"github.com/homing-grpc/homing/internal/session"
 )
 
 // picker decides where one attempt of a call goes. It is a snapshot, but for
@@ -15,6 +16,7 @@ import (
 // so a pick that saw the old and queued is woken.
 type picker struct {
 	cfg      *lbConfig
+	target   session.Target
 	members  *members
 	ring     *ring // for calls without affinity; nil if there is none
 	turns    *counter
@@ -27,76 +29,133 @@ type picker struct {
 	trustMarks bool // a mark in the context can say that it holds nothing
 }
 
+// choice is where an attempt goes, or why it goes nowhere.
+type choice struct {
+	target *target
+	why    callctx.Reason
+	done   func(balancer.DoneInfo) // nil if nobody learns from the attempt
+	err    error
+}
+
+func queue() choice { return choice{err: balancer.ErrNoSubConnAvailable} }
+
+// Pick implements [balancer.Picker].
 func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 	v := callctx.From(info.Ctx)
+	c := p.choose(info, v)
+	if v != nil && v.Route != nil {
+		c.note(v.Route)
+	}
+	if c.err != nil {
+		return balancer.PickResult{}, c.err
+	}
+	res, err := c.target.pick(info)
+	switch {
+	case c.done == nil:
+	case err != nil:
+		c.done(balancer.DoneInfo{})
+	case res.Done == nil:
+		res.Done = c.done
+	default:
+		res.Done = both(res.Done, c.done)
+	}
+	return res, err
+}
+
+func both(f, g func(balancer.DoneInfo)) func(balancer.DoneInfo) {
+	return func(info balancer.DoneInfo) { f(info); g(info) }
+}
+
+// note tells who asked.
+func (c *choice) note(r *callctx.Route) {
+	switch c.err {
+	case nil:
+		r.Went(callctx.Hop{Place: c.target.place, Addr: c.target.addr, Reason: c.why})
+	case balancer.ErrNoSubConnAvailable:
+		r.Queued()
+	}
+}
+
+func (p *picker) choose(info balancer.PickInfo, v *callctx.Value) choice {
 	if v.Empty() {
 		if p.headers && !(v != nil && v.NoHeaders && p.trustMarks) {
 			if id, key := p.fromHeaders(info); id != "" || key != "" {
-				return p.pickHeaders(info, id, key)
+				return p.chooseByHeaders(id, key)
 			}
 		}
-		return p.pickNext(info)
+		return p.chooseNext()
 	}
-	if v.ID != "" {
-		return p.pickID(info, v)
+	switch {
+	case v.ID != "":
+		return p.chooseByID(v)
+	case v.Session != nil:
+		return p.chooseBySession(v)
 	}
-	return p.pickHome(info, v.Hash)
+	return p.chooseHome(v.Hash, callctx.Home)
 }
 
-// pickNext serves a call without affinity.
-func (p *picker) pickNext(info balancer.PickInfo) (balancer.PickResult, error) {
+// chooseNext serves a call without affinity.
+func (p *picker) chooseNext() choice {
 	if p.wake != nil {
 		p.wake()
 	}
 	if p.ring == nil {
-		return balancer.PickResult{}, p.err
+		return choice{err: p.err}
 	}
 	s := p.ring.next(p.turns)
 	if s == nil {
-		return balancer.PickResult{}, balancer.ErrNoSubConnAvailable
+		return queue()
 	}
-	return s.target.pick(info)
+	return choice{target: &s.target, why: callctx.RoundRobin}
 }
 
-// pickID serves a call that belongs to a server.
-func (p *picker) pickID(info balancer.PickInfo, v *callctx.Value) (balancer.PickResult, error) {
+// chooseByID serves a call that names its server.
+func (p *picker) chooseByID(v *callctx.Value) choice {
+	why := callctx.ID
+	if v.Moved {
+		why = callctx.Moved
+	}
 	s := p.members.byID[v.ID]
 	if s == nil {
 		switch {
 		case !p.settled:
-			return balancer.PickResult{}, balancer.ErrNoSubConnAvailable
+			return queue()
 		case v.Required:
-			return balancer.PickResult{}, fmt.Errorf("%s: the required server %q is not in the resolver's list", Name, v.ID)
+			return choice{err: fmt.Errorf("%s: the required server %q is not in the resolver's list", Name, v.ID)}
 		}
-		return p.pickHome(info, v.Hash)
+		return p.chooseHome(v.Hash, callctx.Rehomed)
 	}
 	sv := s.view.Load()
 	if sv.phase != away {
-		return sv.pick(info)
+		c := sv.choose(why)
+		if v.Moved && v.Session != nil && c.err == nil {
+			p.learnMoved(v.Session.Bind(p.target), &c)
+		}
+		return c
 	}
 	switch {
 	case !v.Required:
-		return p.pickHome(info, v.Hash)
+		return p.chooseHome(v.Hash, callctx.Rehomed)
 	case !sv.known:
-		return balancer.PickResult{}, fmt.Errorf("%s: the required server %q has left the resolver's list", Name, v.ID)
+		return choice{err: fmt.Errorf("%s: the required server %q has left the resolver's list", Name, v.ID)}
 	default:
-		return balancer.PickResult{}, fmt.Errorf("%s: the required server %q is not connected: %v", Name, v.ID, sv.err)
+		return choice{err: fmt.Errorf("%s: the required server %q is not connected: %v", Name, v.ID, sv.err)}
 	}
 }
 
-// pick uses the server or waits for it, as its phase has it.
-func (v *view) pick(info balancer.PickInfo) (balancer.PickResult, error) {
+// choose uses the server or waits for it, as its phase has it.
+func (v *view) choose(why callctx.Reason) choice {
 	switch v.phase {
 	case ready:
-		return v.target.pick(info)
+		return choice{target: &v.target, why: why}
 	case idle:
 		v.connect()
 	}
-	return balancer.PickResult{}, balancer.ErrNoSubConnAvailable
+	return queue()
 }
 
-// pickHome serves a call that goes by its key, or that has lost its server.
-func (p *picker) pickHome(info balancer.PickInfo, hash uint64) (balancer.PickResult, error) {
+// chooseHome serves a call that goes by its key, or that has lost its server.
+func (p *picker) chooseHome(hash uint64, why callctx.Reason) choice {
 	slot := slotOf(hash)
 	var home *view
 	var best rank
@@ -112,11 +171,11 @@ func (p *picker) pickHome(info balancer.PickInfo, hash uint64) (balancer.PickRes
 	}
 	if home == nil {
 		if p.ring == nil && p.err != balancer.ErrNoSubConnAvailable {
-			return balancer.PickResult{}, p.err
+			return choice{err: p.err}
 		}
-		return balancer.PickResult{}, fmt.Errorf("%s: no server is READY, and the reconnect window of each is over", Name)
+		return choice{err: fmt.Errorf("%s: no server is READY, and the reconnect window of each is over", Name)}
 	}
-	return home.pick(info)
+	return home.choose(why)
 }
 
 // fromHeaders reads the outgoing metadata of a call whose context holds no
@@ -135,7 +194,7 @@ func (p *picker) fromHeaders(info balancer.PickInfo) (id, key string) {
 	return id, key
 }
 
-func (p *picker) pickHeaders(info balancer.PickInfo, id, key string) (balancer.PickResult, error) {
+func (p *picker) chooseByHeaders(id, key string) choice {
 	v := callctx.Value{ID: id, Key: key}
 	if key != "" {
 		v.Hash = callctx.Hash(key)
@@ -143,7 +202,7 @@ func (p *picker) pickHeaders(info balancer.PickInfo, id, key string) (balancer.P
 		v.Hash = callctx.Hash(id)
 	}
 	if id != "" {
-		return p.pickID(info, &v)
+		return p.chooseByID(&v)
 	}
-	return p.pickHome(info, v.Hash)
+	return p.chooseHome(v.Hash, callctx.Home)
 }

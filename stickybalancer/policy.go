@@ -6,20 +6,24 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
+	"unique"
 
 	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/balancer/pickfirst"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/resolver"
+
+	"github.com/homing-grpc/homing/internal/session"
 )
 
 // policy is one channel's custom_round_robin.
 type policy struct {
-	cc    balancer.ClientConn
-	opts  balancer.BuildOptions
-	log   logger
-	seed  uint64   // differs from channel to channel: which subset is ours
-	turns *counter // the rotation of calls without affinity
+	cc     balancer.ClientConn
+	opts   balancer.BuildOptions
+	target session.Target // the channel's
+	log    logger
+	seed   uint64   // differs from channel to channel: which subset is ours
+	turns  *counter // the rotation of calls without affinity
 
 	// mu guards what follows, and all servers. It is the innermost lock of
 	// ours: cc.UpdateState is called under it, children never are.
@@ -33,6 +37,8 @@ type policy struct {
 	listErr error               // why there is no endpoint, if there is none
 
 	servers map[string]*server // by id: known ones, and those not long gone
+	byIndex []*server          // the same; nil where one was forgotten
+	free    []int32            // indexes of none
 	members *members           // what pickers see of servers
 	first   time.Time          // of the first list; zero before
 	settled bool               // an id never listed is waited for no longer
@@ -54,14 +60,16 @@ type policy struct {
 
 // members is a list of servers that pickers share until it changes.
 type members struct {
-	byID map[string]*server
-	list []*server // known ones
+	byID    map[string]*server
+	byIndex []*server
+	list    []*server // known ones
 }
 
 func newPolicy(cc balancer.ClientConn, opts balancer.BuildOptions) *policy {
 	p := &policy{
 		cc:         cc,
 		opts:       opts,
+		target:     unique.Make(opts.Target.String()),
 		seed:       rand.Uint64(),
 		turns:      &counter{},
 		servers:    make(map[string]*server),

@@ -5,6 +5,8 @@ import (
 	"sync/atomic"
 
 	"google.golang.org/grpc/balancer"
+
+	"github.com/homing-grpc/homing/internal/session"
 )
 
 // A ring holds the READY endpoints that calls without affinity are spread over.
@@ -40,12 +42,15 @@ type target struct {
 	conn balancer.SubConn
 	// picker is set where the child's picker does more than to name conn.
 	picker balancer.Picker
+
+	place *session.Place // which start of which server it is
+	addr  string
 }
 
 // is reports whether t and o end at the same place. Pickers need not be
 // comparable, so one that must be asked counts as new each time.
 func (t target) is(o target) bool {
-	return t.conn == o.conn && t.picker == nil && o.picker == nil
+	return t.conn == o.conn && t.picker == nil && o.picker == nil && t.place == o.place && t.addr == o.addr
 }
 
 func (t *target) pick(info balancer.PickInfo) (balancer.PickResult, error) {

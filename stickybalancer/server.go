@@ -10,6 +10,7 @@ import (
 
 	"github.com/homing-grpc/homing/endpointsmeta"
 	"github.com/homing-grpc/homing/internal/callctx"
+	"github.com/homing-grpc/homing/internal/session"
 )
 
 // A server is what the policy knows of one server id. It outlives the server's
@@ -19,8 +20,10 @@ import (
 //
 // All fields are guarded by policy.mu, but for view, which pickers read.
 type server struct {
-	id   string
-	hash uint64
+	id    string
+	hash  uint64
+	index int32          // among the policy's servers
+	place *session.Place // renewed with each start of the server
 
 	endpoint resolver.Endpoint
 	meta     endpointsmeta.Meta
@@ -75,15 +78,15 @@ type view struct {
 	known    bool // in the list, or kept
 	draining bool // takes nothing new: it says so, or its health check does
 	weight   uint32
-	target   target // if ready
+	target   target // its conn only if ready
 	err      error  // if not: the last failure to connect
 	child    *child // if idle
 	// connecting is set by the first pick that asked an idle child to connect.
 	connecting atomic.Bool
 }
 
-func newServer(id string) *server {
-	s := &server{id: id, hash: callctx.Hash(id), inSubset: true}
+func newServer(id string, index int32) *server {
+	s := &server{id: id, hash: callctx.Hash(id), index: index, inSubset: true}
 	s.view.Store(&view{})
 	return s
 }
@@ -133,7 +136,7 @@ func (s *server) noteReport() {
 // currentTarget returns where calls to s go. A READY picker of pick_first is constant
 // and names the connection, unless a wrapper between us and gRPC adds to it.
 func (s *server) currentTarget() target {
-	t := target{conn: s.live}
+	t := target{conn: s.live, place: s.place, addr: s.child.addr}
 	if s.state() != connectivity.Ready {
 		return t // connected, but not healthy: only calls that belong to it
 	}

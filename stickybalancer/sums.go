@@ -6,6 +6,8 @@ import (
 
 	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/connectivity"
+
+	"github.com/homing-grpc/homing/internal/session"
 )
 
 // spreadAgainIfLocked refreshes all servers when the last one that does not
@@ -50,7 +52,12 @@ func (p *policy) refreshLocked(s *server) {
 		go s.child.connect() // has come into the subset
 	}
 
+	if s.place == nil || s.place.Incarnation != s.meta.Incarnation {
+		s.place = session.NewPlace(s.id, s.meta.Incarnation, s.index)
+		s.place.Bare = len(s.endpoint.Addresses) > 0 && s.endpoint.Addresses[0].Addr == s.id
+	}
 	v := &view{phase: away, known: s.known(), draining: drains, weight: s.weight(), err: s.failure}
+	v.target.place = s.place
 	switch {
 	case s.live != nil:
 		v.phase, v.target, v.err = ready, s.currentTarget(), nil
@@ -148,6 +155,7 @@ func (p *policy) publishLocked() {
 	m := p.modeLocked()
 	pk := &picker{
 		cfg:        p.cfg,
+		target:     p.target,
 		members:    p.members,
 		ring:       m.ring,
 		turns:      p.turns,

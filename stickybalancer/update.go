@@ -9,6 +9,9 @@ import (
 	"google.golang.org/grpc/resolver"
 )
 
+// minGone is how many servers that have left are remembered at least.
+const minGone = 64
+
 // applyLocked makes want the list, and returns the calls to children that this
 // takes, to be made under no lock.
 func (p *policy) applyLocked(want []listed, now time.Time, newConfig, newAttrs bool) (work []func()) {
@@ -23,16 +26,23 @@ func (p *policy) applyLocked(want []listed, now time.Time, newConfig, newAttrs b
 			s.update = p.update
 		}
 	}
-	var leaving []*server
-	for id, s := range p.servers {
+	var leaving, gone []*server
+	for _, s := range p.servers {
 		switch {
 		case s.update == p.update:
 		case s.listed:
 			membership = true
 			leaving = append(leaving, s)
 		case !s.known() && s.lost && p.settled:
-			membership = true
-			delete(p.servers, id)
+			gone = append(gone, s)
+		}
+	}
+
+	// Who comes back late is to learn why its server left, so some are remembered.
+	if len(gone) > len(want)+minGone {
+		membership = true
+		for _, s := range gone {
+			p.forgetLocked(s)
 		}
 	}
 
@@ -45,8 +55,7 @@ func (p *policy) applyLocked(want []listed, now time.Time, newConfig, newAttrs b
 	for _, l := range want {
 		s := p.servers[l.meta.ID]
 		if s == nil {
-			s = newServer(l.meta.ID)
-			p.servers[s.id] = s
+			s = p.newServerLocked(l.meta.ID)
 		}
 		if !s.listed || !s.meta.Equal(l.meta) {
 			touched = append(touched, s)
@@ -109,6 +118,24 @@ func (p *policy) applyLocked(want []listed, now time.Time, newConfig, newAttrs b
 	// A resolver that sorts must not make all channels connect in one order.
 	rand.Shuffle(len(work), func(i, j int) { work[i], work[j] = work[j], work[i] })
 	return work
+}
+
+func (p *policy) newServerLocked(id string) *server {
+	i := int32(len(p.byIndex))
+	if n := len(p.free); n > 0 {
+		i, p.free = p.free[n-1], p.free[:n-1]
+	} else {
+		p.byIndex = append(p.byIndex, nil)
+	}
+	s := newServer(id, i)
+	p.servers[id], p.byIndex[i] = s, s
+	return s
+}
+
+func (p *policy) forgetLocked(s *server) {
+	delete(p.servers, s.id)
+	p.byIndex[s.index] = nil
+	p.free = append(p.free, s.index)
 }
 
 // inheritLocked gives s the connection of a server that leaves the list, at the
@@ -192,7 +219,7 @@ func (p *policy) goneLocked(s *server, now time.Time) *child {
 
 // membersLocked renews what pickers see of the list.
 func (p *policy) membersLocked() {
-	m := &members{byID: make(map[string]*server, len(p.servers))}
+	m := &members{byID: make(map[string]*server, len(p.servers)), byIndex: slices.Clone(p.byIndex)}
 	for id, s := range p.servers {
 		m.byID[id] = s
 		if s.known() {

@@ -154,17 +154,22 @@ func (w *world) hold(name string) {
 
 // list makes the resolver report these endpoints. "a" is a server with the
 // address and id a; "a@x" is one with the id a at the address x; a trailing "!"
-// says that it is draining; "a*3" that its weight is 3; "a/z" that it is in zone z.
+// says that it is draining; "a*3" that its weight is 3; "a/z" that it is in zone z;
+// "a@x#5" that its incarnation is 5.
 func (w *world) list(specs ...string) {
-	w.resolver.CC().UpdateState(resolver.State{Endpoints: endpoints(specs...)})
+	w.resolver.CC().UpdateState(stateOf(specs...))
 	synctest.Wait()
 }
+
+func stateOf(specs ...string) resolver.State { return resolver.State{Endpoints: endpoints(specs...)} }
 
 func endpoints(specs ...string) []resolver.Endpoint {
 	eps := []resolver.Endpoint{}
 	for _, spec := range specs {
 		var m endpointsmeta.Meta
 		spec, m.Draining = strings.CutSuffix(spec, "!")
+		spec, incarnation, _ := strings.Cut(spec, "#")
+		fmt.Sscan(incarnation, &m.Incarnation)
 		spec, m.Zone, _ = strings.Cut(spec, "/")
 		if id, weight, ok := strings.Cut(spec, "*"); ok {
 			fmt.Sscan(weight, &m.Weight)

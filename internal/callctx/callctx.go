@@ -7,6 +7,8 @@ import (
 	"context"
 
 	"github.com/cespare/xxhash/v2"
+
+	"github.com/homing-grpc/homing/internal/session"
 )
 
 // Value is the affinity of one call. It is immutable once it is in a context.
@@ -14,6 +16,10 @@ type Value struct {
 	ID       string // the server wanted, "" if none
 	Key      string // the session key, "" if none
 	Required bool   // ID or an error, never another server
+
+	Session *session.Session // what remembers the server, nil if nothing does
+	Route   *Route           // where picks are noted, nil if nobody asks
+	Moved   bool             // ID is where a server said that the state is
 
 	// Hash is Hash(Key), or Hash(ID) without a key: the place in the
 	// rendezvous order of a call that has to find a home. It is computed here,
@@ -25,8 +31,10 @@ type Value struct {
 	NoHeaders bool
 }
 
-// Empty reports whether v names neither a server nor a key.
-func (v *Value) Empty() bool { return v == nil || (v.ID == "" && v.Key == "") }
+// Empty reports whether v says nothing of where a call belongs.
+func (v *Value) Empty() bool {
+	return v == nil || (v.ID == "" && v.Key == "" && v.Session == nil)
+}
 
 type key struct{}
 
@@ -66,6 +74,9 @@ var noHeaders = &Value{NoHeaders: true}
 // WithNoHeaders returns ctx marked as a call without affinity whose outgoing
 // metadata holds neither default affinity header.
 func WithNoHeaders(ctx context.Context) context.Context {
+	if v := From(ctx); v != nil && v.Route != nil {
+		return With(ctx, Value{NoHeaders: true, Route: v.Route})
+	}
 	return context.WithValue(ctx, key{}, noHeaders)
 }
 

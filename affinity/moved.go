@@ -1,0 +1,101 @@
+package affinity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	// MovedReason and MovedDomain are those of the
+	// [google.golang.org/genproto/googleapis/rpc/errdetails.ErrorInfo] by which a
+	// status says that the state is elsewhere. Its metadata has the server's id under
+	// "id", "" if it is not known.
+	MovedReason = "AFFINITY_MOVED"
+	MovedDomain = "homing-grpc.github.com"
+
+	// ReleaseTrailer is in the trailer of a call after which the server holds nothing
+	// for the session any more; its value is "1".
+	ReleaseTrailer = "affinity-release"
+)
+
+// Moved returns the error by which a handler says that the state that the call is
+// about is on the server with this id: a status with code FailedPrecondition and a
+// standard detail that clients in all languages can read ([MovedReason]).
+//
+// The unary client interceptor goes there once, within the call's deadline, and the
+// caller sees the answer of that server. If that one says Moved, too, the caller gets
+// an error that names both. A call that was made with [Require] is not sent elsewhere.
+// A stream gets the error. Either way the call's [Session] goes to that server from
+// now on.
+//
+// This is what makes clients agree that bound a key before and after a server joined:
+// a server that does not own a key's state, by whatever the service fences its storage
+// with, says who does.
+func Moved(id string) error {
+	if why := problem(id); why != "" || id == "" {
+		return status.Errorf(codes.Internal, "affinity: Moved: server id %s must be printable ASCII of 1 to %d bytes", quote(id), maxValue)
+	}
+	return movedStatus(codes.FailedPrecondition, id, fmt.Sprintf("the state is on server %q", id))
+}
+
+// MovedTo returns the id of the server that has the state, if err says so: one that
+// [Moved] returned, here or on a server; that of a stream whose session has moved
+// away; or that of a stream that a draining server ended, which does not know where
+// the state will be, and gives "". It looks through wrapped errors.
+func MovedTo(err error) (id string, ok bool) {
+	s, isStatus := status.FromError(err)
+	if err == nil || !isStatus {
+		return "", false
+	}
+	for _, d := range s.Details() {
+		info, is := d.(*errdetails.ErrorInfo)
+		if !is || info.GetReason() != MovedReason || info.GetDomain() != MovedDomain {
+			continue
+		}
+		id := info.GetMetadata()["id"]
+		if problem(id) != "" {
+			return "", false
+		}
+		return id, true
+	}
+	return "", false
+}
+
+func movedStatus(code codes.Code, id, message string) error {
+	s, err := status.New(code, "affinity: "+message).WithDetails(&errdetails.ErrorInfo{
+		Reason:   MovedReason,
+		Domain:   MovedDomain,
+		Metadata: map[string]string{"id": id},
+	})
+	if err != nil {
+		return status.Error(codes.Internal, "affinity: "+message+": "+err.Error())
+	}
+	return s.Err()
+}
+
+// Release says, in a handler, that the server holds nothing for the session any more:
+// its user has logged out. The session lives nowhere then, once the call has ended, and
+// its next call may go anywhere. The client has to have the interceptors. ctx is the
+// handler's; it is an error if ctx is not of a call that is being served, or the call
+// has ended.
+func Release(ctx context.Context) error {
+	if grpc.ServerTransportStreamFromContext(ctx) == nil {
+		return errors.New("affinity: Release: the context must be that of a handler")
+	}
+	if err := grpc.SetTrailer(ctx, metadata.Pairs(ReleaseTrailer, "1")); err != nil {
+		return fmt.Errorf("affinity: Release: %w", err)
+	}
+	return nil
+}
+
+func released(trailer metadata.MD) bool {
+	v := trailer[ReleaseTrailer]
+	return len(v) > 0 && v[0] == "1"
+}

@@ -1,0 +1,332 @@
+// Package session is what a session remembers: where it lives, one server for each
+// target. Package affinity gives it to callers, package stickybalancer teaches it.
+//
+// A session learns of a server when one of its calls is sent there. That is
+// tentative, so that first calls made at once land together, until an answer confirms
+// it. Then the server is its home until it is gone. Which changes there are:
+//
+//	nowhere ──pick──> tentative ──answer──> confirmed
+//	   ^                 │                      │
+//	   └── nothing sent ─┘          server gone, restarted, or "moved"
+//	                                            │
+//	                     confirmed <──answer── tentative, and where it was before
+//
+// Each change compares the state that it was made for with the state that is, so a
+// late answer undoes nothing. Reading takes no lock.
+package session
+
+import (
+	"sync"
+	"sync/atomic"
+	"unique"
+
+	"google.golang.org/grpc/balancer"
+)
+
+// Target is a channel's canonical target.
+type Target = unique.Handle[string]
+
+// Place is one start of one server. It is shared by all sessions that live there,
+// immutable, and holds nothing else alive.
+type Place struct {
+	ID          string
+	Incarnation int64 // 0 if it is not known
+
+	// Name is what the server calls itself in its answers, where the picker cannot
+	// know: behind a proxy, or without metadata. Calls carry it, for a proxy to read.
+	Name string
+
+	// Bare says that ID is but an address.
+	Bare bool
+
+	// Index is where the policy that made the place finds its server. Another
+	// policy may find another one there, or none.
+	Index int32
+
+	lives State // of all that live there
+}
+
+// NewPlace returns a place. index may be anything if no policy made it.
+func NewPlace(id string, incarnation int64, index int32) *Place {
+	p := &Place{ID: id, Incarnation: incarnation, Index: index}
+	p.lives = State{Place: p, Confirmed: true}
+	return p
+}
+
+// Called returns the name by which users know the server.
+func (p *Place) Called() string {
+	if p.Name != "" {
+		return p.Name
+	}
+	return p.ID
+}
+
+// Same reports whether both are the same start of the same server, as far as is
+// known.
+func (p *Place) Same(o *Place) bool {
+	return p == o || p.ID == o.ID && (p.Incarnation == o.Incarnation || p.Incarnation == 0 || o.Incarnation == 0)
+}
+
+// Reason says why a session moved.
+type Reason string
+
+// State is where a session is, for one target. Confirmed states are shared and
+// constant; a tentative one counts its attempts.
+type State struct {
+	Place     *Place // nil while it is to leave Prev, for anywhere
+	Prev      *Place // where it lived before, confirmed; nil if nowhere
+	Reason    Reason // for leaving Prev
+	Confirmed bool
+
+	// attempts counts the calls under way that were picked for a tentative state.
+	// A dead one takes no more.
+	attempts atomic.Int32
+	sent     atomic.Bool // one of them may have reached the server
+}
+
+const dead = -1 << 30
+
+// before is the state that a tentative one goes back to when nothing came of it.
+func (s *State) before() *State {
+	if s.Prev == nil {
+		return nil
+	}
+	return &s.Prev.lives
+}
+
+// Session remembers one server for each target. The zero value remembers none.
+type Session struct {
+	first atomic.Pointer[Binding]
+
+	mu    sync.Mutex // guards what follows, and is held for each change to confirmed
+	key   string
+	moves *moves
+}
+
+// Key returns the session's key.
+func (s *Session) Key() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.key
+}
+
+// SetKey changes it.
+func (s *Session) SetKey(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.key = key
+}
+
+// Binding is what a session knows of one target.
+type Binding struct {
+	session *Session
+	target  Target
+	next    *Binding
+	state   atomic.Pointer[State]
+	streams map[*Stream]struct{} // guarded by session.mu
+}
+
+// Find returns the binding for target, nil if there is none.
+func (s *Session) Find(target Target) *Binding {
+	for b := s.first.Load(); b != nil; b = b.next {
+		if b.target == target {
+			return b
+		}
+	}
+	return nil
+}
+
+// Bind returns the binding for target, which it makes if there is none.
+func (s *Session) Bind(target Target) *Binding {
+	for {
+		first := s.first.Load()
+		if b := s.Find(target); b != nil {
+			return b
+		}
+		if b := (&Binding{session: s, target: target, next: first}); s.first.CompareAndSwap(first, b) {
+			return b
+		}
+	}
+}
+
+// All calls f with each target and where the session lives there.
+func (s *Session) All(f func(target string, p *Place)) {
+	for b := s.first.Load(); b != nil; b = b.next {
+		if p := b.Lives(); p != nil {
+			f(b.target.Value(), p)
+		}
+	}
+}
+
+// Reset forgets all places.
+func (s *Session) Reset() {
+	for b := s.first.Load(); b != nil; b = b.next {
+		b.state.Store(nil)
+	}
+}
+
+// Load returns the state, nil if it is nowhere.
+func (b *Binding) Load() *State {
+	if b == nil {
+		return nil
+	}
+	return b.state.Load()
+}
+
+// Lives returns where the session lives, confirmed; nil if nowhere yet.
+func (b *Binding) Lives() *Place {
+	switch s := b.Load(); {
+	case s == nil:
+		return nil
+	case s.Confirmed:
+		return s.Place
+	default:
+		return s.Prev
+	}
+}
+
+// Tentative is the state of a session in old that is sent to p for reason. Where
+// old was never confirmed there is nothing to leave.
+func Tentative(old *State, p *Place, reason Reason) *State {
+	s := &State{Place: p, Reason: reason}
+	switch {
+	case old == nil:
+	case old.Confirmed:
+		s.Prev = old.Place
+	default:
+		s.Prev = old.Prev
+		if old.Prev != nil && (old.Place == nil || old.Prev.ID != old.Place.ID) {
+			s.Reason = old.Reason // it had left before
+		}
+	}
+	return s
+}
+
+// Change makes the state next, if it still is old.
+func (b *Binding) Change(old, next *State) bool { return b.state.CompareAndSwap(old, next) }
+
+// Join counts an attempt into a tentative state, and returns what is to be called
+// when it is done; nil if the state takes no more.
+func (b *Binding) Join(s *State) func(balancer.DoneInfo) {
+	for {
+		n := s.attempts.Load()
+		if n < 0 {
+			b.state.CompareAndSwap(s, s.before())
+			return nil
+		}
+		if s.attempts.CompareAndSwap(n, n+1) {
+			return func(info balancer.DoneInfo) { b.done(s, info) }
+		}
+	}
+}
+
+// done ends an attempt. Only received bytes prove an answer, and only that none
+// were sent proves that the server knows nothing of it.
+func (b *Binding) done(s *State, info balancer.DoneInfo) {
+	switch {
+	case info.BytesReceived:
+		b.Confirm(s, s.Place)
+	case info.BytesSent:
+		s.sent.Store(true)
+	}
+	if s.attempts.Add(-1) == 0 && !s.sent.Load() && b.state.Load() == s && s.attempts.CompareAndSwap(0, dead) {
+		b.state.CompareAndSwap(s, s.before())
+	}
+}
+
+// Confirm makes p the home of a session that is in the tentative state s, if it
+// still is. p is s.Place, or names it better.
+func (b *Binding) Confirm(s *State, p *Place) bool {
+	if s == nil || s.Confirmed || b.state.Load() != s {
+		return false
+	}
+	b.session.mu.Lock()
+	defer b.session.mu.Unlock()
+	if !b.state.CompareAndSwap(s, &p.lives) {
+		return false
+	}
+	b.arrivedLocked(s, p)
+	return true
+}
+
+// arrivedLocked tells of the move to p, if it is one.
+func (b *Binding) arrivedLocked(s *State, p *Place) {
+	if s.Prev == nil || s.Prev.Same(p) {
+		return
+	}
+	b.session.tellLocked(Move{Target: b.target.Value(), From: s.Prev.Called(), To: p.Called(), Reason: s.Reason})
+	for st := range b.streams {
+		if !st.place.Same(p) {
+			st.leave(p.Called())
+		}
+	}
+}
+
+// Answered takes in the name that the server at the state's place, or whoever
+// answered where no picker of ours chose, goes by.
+func (b *Binding) Answered(name string) {
+	b.session.mu.Lock()
+	defer b.session.mu.Unlock()
+	old := b.state.Load()
+	var p *Place
+	switch {
+	case old == nil:
+		p = NewPlace(name, 0, -1)
+		p.Name = name
+	case old.Place == nil || old.Place.Called() == name:
+		return
+	case old.Place.Bare:
+		p = NewPlace(old.Place.ID, old.Place.Incarnation, old.Place.Index)
+		p.Bare, p.Name = true, name
+	case old.Place.Name != "": // nobody chose it but a proxy
+		p = NewPlace(name, 0, -1)
+		p.Name = name
+	default:
+		return // it was chosen by its id
+	}
+	if !b.state.CompareAndSwap(old, &p.lives) || old == nil || old.Place.Name == "" {
+		return
+	}
+	b.session.tellLocked(Move{Target: b.target.Value(), From: old.Place.Name, To: name, Reason: Moved})
+}
+
+// Moved is the reason of a move that a server asked for.
+const Moved Reason = "moved"
+
+// Send makes the session go to the server called id, once it is seen to be there.
+func (b *Binding) Send(id string) {
+	for {
+		old := b.state.Load()
+		if old != nil && old.Place != nil && old.Place.ID == id && !old.Confirmed {
+			return
+		}
+		if b.state.CompareAndSwap(old, Tentative(old, NewPlace(id, 0, -1), Moved)) {
+			return
+		}
+	}
+}
+
+// Leave makes the session leave p for anywhere, if it lives there.
+func (b *Binding) Leave(p *Place, reason Reason) {
+	for {
+		old := b.state.Load()
+		if old == nil || old.Place == nil || !old.Place.Same(p) {
+			return
+		}
+		if b.state.CompareAndSwap(old, Tentative(old, nil, reason)) {
+			return
+		}
+	}
+}
+
+// Forget makes the session live nowhere. With a state, only if it is in that.
+func (b *Binding) Forget(s *State) {
+	if s == nil {
+		b.state.Store(nil)
+	} else {
+		b.state.CompareAndSwap(s, nil)
+	}
+}
+
+// Restore makes the session live on p without a word.
+func (b *Binding) Restore(p *Place) { b.state.Store(&p.lives) }

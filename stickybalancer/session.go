@@ -1,0 +1,132 @@
+package stickybalancer
+
+import (
+	"github.com/homing-grpc/homing/affinity"
+	"github.com/homing-grpc/homing/internal/callctx"
+	"github.com/homing-grpc/homing/internal/session"
+)
+
+// chooseBySession serves a call whose session remembers its server, or is about to.
+// A session that lives nowhere yet goes to the home of its key, or to the next server
+// if it has none, and learns where that was.
+func (p *picker) chooseBySession(v *callctx.Value) choice {
+	b := v.Session.Bind(p.target)
+	for {
+		st := b.Load()
+		if st == nil {
+			c := p.chooseNew(v)
+			if c.err != nil || p.learn(b, nil, "", &c) {
+				return c
+			}
+			continue // another call was first: go where it went
+		}
+		if st.Place == nil {
+			c := p.chooseHome(lostHash(v, st), callctx.Rehomed)
+			if c.err != nil || p.learn(b, st, st.Reason, &c) {
+				return c
+			}
+			continue
+		}
+		s, sv := p.members.at(st.Place)
+		switch {
+		case s == nil && !p.settled:
+			return queue()
+		case s == nil || sv.phase == away:
+			c := p.chooseHome(lostHash(v, st), callctx.Rehomed)
+			if c.err != nil || p.learn(b, st, lostReason(s, sv), &c) {
+				return c
+			}
+		case sv.phase != ready:
+			return sv.choose(callctx.Session)
+		case !sv.target.place.Same(st.Place):
+			c := choice{target: &sv.target, why: callctx.Session}
+			if p.learn(b, st, affinity.ReasonRestarted, &c) {
+				return c
+			}
+		case st.Confirmed:
+			return choice{target: &sv.target, why: callctx.Session}
+		case st.Place.Incarnation != sv.target.place.Incarnation:
+			// A server told where to go; now its start is known, too.
+			c := choice{target: &sv.target, why: callctx.Moved}
+			if p.learn(b, st, st.Reason, &c) {
+				return c
+			}
+		default:
+			if done := b.Join(st); done != nil {
+				return choice{target: &sv.target, why: callctx.Session, done: done}
+			}
+		}
+	}
+}
+
+func (p *picker) chooseNew(v *callctx.Value) choice {
+	if v.Key != "" {
+		return p.chooseHome(v.Hash, callctx.Home)
+	}
+	return p.chooseNext()
+}
+
+// learn makes what was chosen the place of a session that still is in state old.
+func (p *picker) learn(b *session.Binding, old *session.State, why session.Reason, c *choice) bool {
+	next := session.Tentative(old, c.target.place, why)
+	c.done = b.Join(next)
+	return b.Change(old, next)
+}
+
+// learnMoved is learn for a session that its server has sent to another one.
+func (p *picker) learnMoved(b *session.Binding, c *choice) {
+	for {
+		old := b.Load()
+		if old != nil && old.Place != nil && old.Place.Same(c.target.place) {
+			if old.Confirmed {
+				return
+			}
+			if c.done = b.Join(old); c.done != nil {
+				return
+			}
+		} else if p.learn(b, old, session.Moved, c) {
+			return
+		}
+	}
+}
+
+// lostHash is the place in the rendezvous order of a session that has lost its
+// server: that of its key, or of the server's id, so that all who were there meet
+// again.
+func lostHash(v *callctx.Value, st *session.State) uint64 {
+	switch {
+	case v.Key != "":
+		return v.Hash
+	case st.Prev != nil:
+		return callctx.Hash(st.Prev.ID)
+	}
+	return callctx.Hash(st.Place.ID)
+}
+
+func lostReason(s *server, sv *view) session.Reason {
+	switch {
+	case s == nil:
+		return affinity.ReasonGone
+	case sv.known:
+		return affinity.ReasonFailed
+	case sv.draining:
+		return affinity.ReasonDrained
+	}
+	return affinity.ReasonGone
+}
+
+// at returns the server of a place, nil if it is not known. A place that another
+// policy made, or nobody, is found by its id.
+func (m *members) at(pl *session.Place) (*server, *view) {
+	if i := int(pl.Index); i >= 0 && i < len(m.byIndex) {
+		if s := m.byIndex[i]; s != nil {
+			if v := s.view.Load(); v.target.place == pl {
+				return s, v
+			}
+		}
+	}
+	if s := m.byID[pl.ID]; s != nil {
+		return s, s.view.Load()
+	}
+	return nil, nil
+}
