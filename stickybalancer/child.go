@@ -96,19 +96,37 @@ func (c *child) NewSubConn(addrs []resolver.Address, opts balancer.NewSubConnOpt
 	var sc balancer.SubConn
 	listener := opts.StateListener
 	opts.StateListener = func(s balancer.SubConnState) {
-		c.policy.mu.Lock()
-		if s.ConnectivityState == connectivity.Ready {
+		p := c.policy
+		p.mu.Lock()
+		switch {
+		case s.ConnectivityState != connectivity.Ready:
+			if c.conn == sc {
+				c.conn = nil
+			}
+		case c.conn == nil: // or it lost the race: pick_first has shut it down
 			c.conn, c.addr = sc, addrs[0].Addr
-		} else if c.conn == sc {
-			c.conn = nil
 		}
-		c.policy.mu.Unlock()
+		p.mu.Unlock()
 		listener(s) // makes pick_first report
+		if s.ConnectivityState == connectivity.Shutdown {
+			c.gaveUp(sc)
+		}
 	}
 	var err error
 	//lint:ignore SA1019 pick_first passes one address, which is what will remain
 	sc, err = c.ClientConn.NewSubConn(addrs, opts)
 	return sc, err
+}
+
+// gaveUp is called when pick_first has shut down a connection, of which it reports
+// nothing. If that was the one in use, for its address has changed, an outage begins.
+func (c *child) gaveUp(sc balancer.SubConn) {
+	p := c.policy
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed && c.server.child == c && c.server.live == sc {
+		p.childReportedLocked(c.server)
+	}
 }
 
 // UpdateState takes pick_first's report.

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 
+	"google.golang.org/grpc/attributes"
 	"google.golang.org/grpc/resolver"
 
 	"github.com/homing-grpc/homing/endpointsmeta"
@@ -63,7 +64,10 @@ func (l listed) beats(o listed) bool {
 	if l.meta.Incarnation != o.meta.Incarnation {
 		return l.meta.Incarnation > o.meta.Incarnation
 	}
-	return l.address() < o.address()
+	if l.address() != o.address() {
+		return l.address() < o.address()
+	}
+	return addressKey(l.endpoint) < addressKey(o.endpoint)
 }
 
 // addressKey names the set of ep's addresses, in whatever order they come.
@@ -85,7 +89,7 @@ func sameAddressSet(a, b resolver.Endpoint) bool { return addressKey(a) == addre
 // come again mostly hold the same pointers, so those are compared first.
 func sameList(a, b []resolver.Endpoint) bool {
 	return len(a) == len(b) && slices.EqualFunc(a, b, func(a, b resolver.Endpoint) bool {
-		return (a.Attributes == b.Attributes || a.Attributes.Equal(b.Attributes)) && sameAddresses(a, b)
+		return sameAttributes(a.Attributes, b.Attributes) && sameAddresses(a, b)
 	})
 }
 
@@ -93,7 +97,20 @@ func sameList(a, b []resolver.Endpoint) bool {
 // the deprecated BalancerAttributes, and so does pick_first.
 func sameAddresses(a, b resolver.Endpoint) bool {
 	return slices.EqualFunc(a.Addresses, b.Addresses, func(a, b resolver.Address) bool {
-		return a.Addr == b.Addr && a.ServerName == b.ServerName &&
-			(a.Attributes == b.Attributes || a.Attributes.Equal(b.Attributes))
+		return a.Addr == b.Addr && a.ServerName == b.ServerName && sameAttributes(a.Attributes, b.Attributes)
 	})
+}
+
+// sameAttributes reports whether a and b are equal. Values that cannot be compared
+// count as changed: comparing them panics.
+func sameAttributes(a, b *attributes.Attributes) (same bool) {
+	if a == b {
+		return true
+	}
+	defer func() {
+		if recover() != nil {
+			same = false
+		}
+	}()
+	return a.Equal(b)
 }

@@ -1,6 +1,7 @@
 package stickybalancer
 
 import (
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/balancer"
@@ -21,11 +22,14 @@ func (p *policy) childReportedLocked(s *server) {
 	switch {
 	case s.live != nil:
 		s.outage, s.lost = nil, false
+		if !s.unhealthy {
+			s.failure = nil
+		}
 	case wasLive && s.kept():
 		c := p.goneLocked(s, now)
 		go c.close() // it holds its lock: it is the one that reports
 	case state == connectivity.Idle && p.cfg.lazy && s.outage == nil && !s.lost && !p.eagerLocked(s):
-		// no outage: it connects when it is picked
+		s.tried = false // no outage: it connects when it is picked
 	default:
 		p.beginOutageLocked(s, now)
 		if state == connectivity.Idle {
@@ -55,6 +59,9 @@ func (p *policy) beginOutageLocked(s *server, now time.Time) {
 	case s.outage == nil:
 		s.outage = &outage{server: s, since: now}
 		p.outages = append(p.outages, s.outage)
+		if len(p.outages) > 2*len(p.servers)+16 {
+			p.outages = slices.DeleteFunc(p.outages, func(o *outage) bool { return o.server.outage != o })
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package stickybalancer
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -25,6 +26,8 @@ func TestAnErrorOfOursIsNeverAStatus(t *testing.T) {
 		turns:   &counter{},
 		err:     balancer.ErrNoSubConnAvailable,
 		settled: true,
+
+		revision: new(atomic.Uint64),
 	}
 	for _, v := range []callctx.Value{
 		{ID: "lost", Required: true}, {ID: "left", Required: true}, {ID: "nobody", Required: true},

@@ -2,6 +2,7 @@ package stickybalancer
 
 import (
 	"fmt"
+	"sync/atomic"
 
 	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/metadata"
@@ -20,10 +21,12 @@ type picker struct {
 	members  *members
 	ring     *ring // for calls without affinity; nil if there is none
 	turns    *counter
-	err      error  // for calls without affinity, if there is no ring
-	wake     func() // if there are servers to connect aside; nil if not
-	settled  bool   // ids never listed are waited for no longer
-	allDrain bool   // every server drains: as if none did
+	err      error          // for calls without affinity, if there is no ring
+	wake     func()         // if there are servers to connect aside; nil if not
+	revision *atomic.Uint64 // the policy's
+	made     uint64         // at this one
+	settled  bool           // ids never listed are waited for no longer
+	allDrain bool           // every server drains: as if none did
 
 	headers    bool // outgoing metadata is honoured
 	trustMarks bool // a mark in the context can say that it holds nothing
@@ -138,6 +141,8 @@ func (p *picker) chooseByID(v *callctx.Value) choice {
 		return p.chooseHome(v.Hash, callctx.Rehomed)
 	case !sv.known:
 		return choice{err: fmt.Errorf("%s: the required server %q has left the resolver's list", Name, v.ID)}
+	case sv.err == nil:
+		return choice{err: fmt.Errorf("%s: the required server %q is not connected", Name, v.ID)}
 	default:
 		return choice{err: fmt.Errorf("%s: the required server %q is not connected: %v", Name, v.ID, sv.err)}
 	}
@@ -170,6 +175,9 @@ func (p *picker) chooseHome(hash uint64, why callctx.Reason) choice {
 		}
 	}
 	if home == nil {
+		if p.revision.Load() != p.made {
+			return queue() // servers are changing, and the next picker knows which
+		}
 		if p.ring == nil && p.err != balancer.ErrNoSubConnAvailable {
 			return choice{err: p.err}
 		}

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unique"
 
@@ -24,6 +26,10 @@ type policy struct {
 	log    logger
 	seed   uint64   // differs from channel to channel: which subset is ours
 	turns  *counter // the rotation of calls without affinity
+
+	// revision grows before a change of a view, and a picker follows each change. So
+	// a pick can tell that what it sees is newer than its picker.
+	revision atomic.Uint64
 
 	// mu guards what follows, and all servers. It is the innermost lock of
 	// ours: cc.UpdateState is called under it, children never are.
@@ -51,6 +57,7 @@ type policy struct {
 	open       int      // servers known and not draining
 	ready      int      // servers READY
 	counts     [5]int   // spread servers by connectivity state
+	ownIdle    int      // spread servers that are idle, of the own zone
 	shareLimit uint32   // the mean weight: the most that one share may hold
 	allDrain   bool     // every server drains: as if none did
 	hasSubset  bool     // the servers' inSubset is not true of all
@@ -90,10 +97,14 @@ func newPolicy(cc balancer.ClientConn, opts balancer.BuildOptions) *policy {
 func (p *policy) ResolverError(err error) {
 	p.mu.Lock()
 	p.batch = true
-	if len(p.members.list) == 0 {
+	if !slices.ContainsFunc(p.members.list, (*server).known) {
 		p.listErr = fmt.Errorf("name resolver error: %v", err)
 		p.changed = true
 	}
+	if p.cfg == nil {
+		p.cfg, _ = parseConfig([]byte("{}"))
+	}
+	p.beganLocked(time.Now())
 	children := p.childrenLocked()
 	p.mu.Unlock()
 	for _, c := range children {
@@ -176,12 +187,8 @@ func (p *policy) UpdateClientConnState(state balancer.ClientConnState) error {
 		p.log.warningf("maxLoadFactor is not in effect in this release")
 	}
 	now := time.Now()
-	if p.first.IsZero() {
-		p.first = now
-		p.settled = cfg.reconnectWindow <= 0
-		p.changed = true
-	}
-	sameAttrs := p.attrs.Attributes.Equal(rs.Attributes)
+	p.beganLocked(now)
+	sameAttrs := sameAttributes(p.attrs.Attributes, rs.Attributes)
 	p.attrs = rs
 	var work []func()
 	if newConfig || !sameAttrs || !sameList(p.last, endpoints) {
@@ -201,14 +208,26 @@ func (p *policy) UpdateClientConnState(state balancer.ClientConnState) error {
 	return nil
 }
 
-// connectOneIdle connects one idle server of those for calls without affinity.
+// beganLocked notes when the resolver first said something: from then on an id that is
+// not listed is waited for, for the window.
+func (p *policy) beganLocked(now time.Time) {
+	if p.first.IsZero() {
+		p.first = now
+		p.settled = p.cfg.reconnectWindow <= 0
+		p.changed = true
+		p.armLocked(now)
+	}
+}
+
+// connectOneIdle connects one idle server of those for calls without affinity, of the
+// own zone if there is one.
 func (p *policy) connectOneIdle() {
 	p.mu.Lock()
 	var c *child
 	start := rand.IntN(max(len(p.members.list), 1))
 	for i := range p.members.list {
 		s := p.members.list[(start+i)%len(p.members.list)]
-		if s.spread && s.state() == connectivity.Idle && s.child != nil {
+		if s.spread && s.state() == connectivity.Idle && s.child != nil && (p.ownZone(s) || p.ownIdle == 0) {
 			c = s.child
 			break
 		}

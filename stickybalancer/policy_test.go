@@ -1011,7 +1011,7 @@ func (m *model) became(c *fakeConn, was, is connectivity.State, now time.Time) {
 			case s.kept():
 				m.leave(s, now)
 			case m.lazy && !s.lost && (s.away.IsZero() || m.window == 0):
-				s.lb, s.away = connectivity.Idle, time.Time{}
+				s.lb, s.away, s.tried = connectivity.Idle, time.Time{}, false
 			default:
 				s.lb = connectivity.Connecting
 				m.begin(s, now)

@@ -21,8 +21,9 @@ import (
 // shares on average, and calls in a row go to different servers.
 type ring struct {
 	array atomic.Pointer[ringArray]
-	// weights counts the shares by weight, for the greatest and the least.
-	weights map[uint32]int
+	// weights counts the shares by weight; greatest is the greatest of them.
+	weights  map[uint32]int
+	greatest uint32
 }
 
 type ringArray struct {
@@ -91,6 +92,7 @@ func (r *ring) add(s *share) {
 	a.shares[s.pos].Store(s)
 	a.n.Store(n + 1)
 	r.weights[s.weight]++
+	r.greatest = max(r.greatest, s.weight)
 	r.setTop(a)
 	r.array.Store(a)
 }
@@ -107,6 +109,12 @@ func (r *ring) remove(s *share) {
 	a.shares[n].Store(nil) // or a lost connection would stay reachable
 	if r.weights[s.weight]--; r.weights[s.weight] == 0 {
 		delete(r.weights, s.weight)
+		if s.weight == r.greatest {
+			r.greatest = 0
+			for w := range r.weights {
+				r.greatest = max(r.greatest, w)
+			}
+		}
 	}
 	r.setTop(a)
 }
@@ -114,9 +122,7 @@ func (r *ring) remove(s *share) {
 func (r *ring) setTop(a *ringArray) {
 	top := uint32(0)
 	if len(r.weights) > 1 {
-		for w := range r.weights {
-			top = max(top, w)
-		}
+		top = r.greatest
 	}
 	if a.top.Load() != top {
 		a.top.Store(top)

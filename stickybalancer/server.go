@@ -45,6 +45,7 @@ type server struct {
 	spread   bool               // calls without affinity may use it, if READY
 	counted  connectivity.State // as which it counts, if it is spread
 	isReady  bool
+	ownIdle  bool  // it is spread, idle, and of the own zone
 	ring     *ring // with its shares, while it takes calls without affinity
 	shares   []*share
 

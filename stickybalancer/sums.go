@@ -47,6 +47,10 @@ func (p *policy) refreshLocked(s *server) {
 		s.counted = state
 		p.counts[state]++
 	}
+	if idle := spread && state == connectivity.Idle && p.ownZone(s); idle != s.ownIdle {
+		s.ownIdle = idle
+		p.ownIdle += step(idle)
+	}
 
 	if spread && state == connectivity.Idle && p.cfg.lazy && p.eagerLocked(s) {
 		go s.child.connect() // has come into the subset
@@ -70,8 +74,9 @@ func (p *policy) refreshLocked(s *server) {
 	old := s.view.Load()
 	if old.phase != v.phase || old.known != v.known || old.draining != v.draining ||
 		old.weight != v.weight || !old.target.is(v.target) || old.child != v.child {
-		s.view.Store(v)
 		p.changed = true
+		p.revision.Add(1) // before pickers can see it
+		s.view.Store(v)
 	} else if old.err != v.err {
 		s.view.Store(v) // only words in an error: no call waits for them
 	}
@@ -142,7 +147,11 @@ func (p *policy) modeLocked() mode {
 	if p.ready > 0 {
 		m.channel = connectivity.Ready
 	}
-	m.wake = p.counts[connectivity.Idle] > 0 && p.counts[connectivity.Connecting] == 0
+	idle := p.counts[connectivity.Idle]
+	if m.ring != nil && m.ring == p.rings[0] {
+		idle = p.ownIdle // other zones are not needed
+	}
+	m.wake = idle > 0 && p.counts[connectivity.Connecting] == 0
 	return m
 }
 
@@ -156,6 +165,8 @@ func (p *policy) publishLocked() {
 	pk := &picker{
 		cfg:        p.cfg,
 		target:     p.target,
+		revision:   &p.revision,
+		made:       p.revision.Load(),
 		members:    p.members,
 		ring:       m.ring,
 		turns:      p.turns,

@@ -26,13 +26,15 @@ func (p *policy) applyLocked(want []listed, now time.Time, newConfig, newAttrs b
 			s.update = p.update
 		}
 	}
-	var leaving, gone []*server
+	var leaving, kept, gone []*server
 	for _, s := range p.servers {
 		switch {
 		case s.update == p.update:
 		case s.listed:
 			membership = true
 			leaving = append(leaving, s)
+		case s.kept():
+			kept = append(kept, s)
 		case !s.known() && s.lost && p.settled:
 			gone = append(gone, s)
 		}
@@ -46,10 +48,11 @@ func (p *policy) applyLocked(want []listed, now time.Time, newConfig, newAttrs b
 		}
 	}
 
-	heirless := make(map[string]*server, len(leaving)) // by address
-	for _, s := range leaving {
+	heirless := make(map[string]*server) // by address
+	for _, s := range slices.Concat(kept, leaving) {
 		heirless[addressKey(s.endpoint)] = s
 	}
+	taken := make(map[string]bool) // addresses of those that are now another's
 
 	lazy := p.cfg.lazy
 	for _, l := range want {
@@ -67,8 +70,14 @@ func (p *policy) applyLocked(want []listed, now time.Time, newConfig, newAttrs b
 		}
 		s.listed, s.keep = true, nil
 		s.meta = l.meta
-		if s.child == nil && len(heirless) > 0 {
-			p.inheritLocked(s, heirless[addressKey(l.endpoint)])
+		if len(heirless) > 0 {
+			address := addressKey(l.endpoint)
+			if from := heirless[address]; from != nil {
+				taken[address] = true
+				if s.child == nil {
+					p.inheritLocked(s, from)
+				}
+			}
 		}
 		old := s.endpoint
 		s.endpoint = l.endpoint
@@ -94,8 +103,16 @@ func (p *policy) applyLocked(want []listed, now time.Time, newConfig, newAttrs b
 	}
 	for _, s := range leaving {
 		touched = append(touched, s)
-		if c := p.leftLocked(s, now); c != nil {
+		if c := p.leftLocked(s, now, taken[addressKey(s.endpoint)]); c != nil {
 			work = append(work, c.close)
+		}
+	}
+	for _, s := range kept {
+		if taken[addressKey(s.endpoint)] {
+			touched = append(touched, s)
+			if c := p.goneLocked(s, now); c != nil {
+				work = append(work, c.close)
+			}
 		}
 	}
 	p.listErr = nil
@@ -138,10 +155,10 @@ func (p *policy) forgetLocked(s *server) {
 	p.free = append(p.free, s.index)
 }
 
-// inheritLocked gives s the connection of a server that leaves the list, at the
-// same address: the same server under another id.
+// inheritLocked gives s the READY connection of a server that leaves the list, or has
+// left it and is kept, at the same address: the same server under another id.
 func (p *policy) inheritLocked(s, from *server) {
-	if from == nil || from.child == nil {
+	if from == nil || from.live == nil {
 		return
 	}
 	s.child, s.endpoint, s.failure = from.child, from.endpoint, from.failure
@@ -191,12 +208,15 @@ func (p *policy) continuesLocked(s *server, old, now resolver.Endpoint) bool {
 
 // leftLocked takes s out of the list, and returns its child if it is to close.
 // A living server that the list lost, without a goodbye, is kept for a while:
-// it may be the list that failed.
-func (p *policy) leftLocked(s *server, now time.Time) *child {
+// it may be the list that failed. replaced says that another has its address.
+func (p *policy) leftLocked(s *server, now time.Time, replaced bool) *child {
 	s.listed = false
-	if s.live != nil && !s.meta.Draining && p.cfg.absentGrace > 0 {
+	if s.live != nil && !replaced && !s.meta.Draining && p.cfg.absentGrace > 0 {
 		s.keep = &keep{server: s, since: now}
 		p.keeping = append(p.keeping, s.keep)
+		if len(p.keeping) > 2*len(p.servers)+16 {
+			p.keeping = slices.DeleteFunc(p.keeping, func(k *keep) bool { return k.server.keep != k })
+		}
 		p.log.infof("keeping server %q, which left the list: its connection is READY", s.id)
 		return nil
 	}
