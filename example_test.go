@@ -2,6 +2,7 @@ package homing_test
 
 import (
 	"context"
+	"log"
 	"net"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -56,11 +57,31 @@ func client(ctx context.Context, cli *clientv3.Client, lastServer string) error 
 
 	// Back to the server that holds the state:
 	_, err = rpc.EmptyCall(affinity.With(ctx, lastServer), &testpb.Empty{})
+	if err != nil {
+		return err
+	}
+
+	session := affinity.NewSession("player-7")
+	session.OnMove(func(m affinity.Move) {
+		log.Printf("the state was left on %s (%s): load it on %s", m.From, m.Reason, m.To)
+	})
+	_, err = rpc.EmptyCall(session.Context(ctx), &testpb.Empty{})
 	return err
+}
+
+func keyed() []grpc.DialOption {
+	return append([]grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())},
+		// The key of a request, set once for all calls:
+		affinity.DialOptions(affinity.WithKeyFunc(func(_ context.Context, _ string, req any) string {
+			if r, ok := req.(*testpb.SimpleRequest); ok {
+				return string(r.GetPayload().GetBody())
+			}
+			return ""
+		}))...)
 }
 
 // Example is the README's: it needs an etcd at localhost:2379, so it is compiled
 // and not run. The stateful-game example runs the same.
 func Example() {
-	_, _ = server, client
+	_, _, _ = server, client, keyed
 }

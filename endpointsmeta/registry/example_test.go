@@ -7,6 +7,7 @@ import (
 	"log"
 	"net"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
 
 	"github.com/homing-grpc/homing/affinity"
 	"github.com/homing-grpc/homing/endpointsmeta"
@@ -117,6 +119,42 @@ func ExampleList() {
 	for _, s := range servers {
 		fmt.Println(s.Meta.ID, s.Addr, s.Meta.Draining)
 	}
+}
+
+// A call to every server of a service: a message for all rooms, say. Each call requires
+// its server, so none gets two and none is left out. A server that has gone meanwhile
+// is an error of that call, after the channel's reconnectWindow at the latest.
+func ExampleList_everyServer() {
+	cli := newEtcdClient()
+	builder, err := registry.NewBuilder(cli)
+	if err != nil {
+		log.Fatal(err)
+	}
+	conn, err := grpc.NewClient("etcd:///game",
+		grpc.WithResolvers(builder),
+		grpc.WithDefaultServiceConfig(stickybalancer.Config{}.ServiceConfig()),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+	rpc := testpb.NewTestServiceClient(conn)
+
+	servers, err := registry.List(context.Background(), cli, "game")
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	var all sync.WaitGroup
+	for _, s := range servers {
+		all.Go(func() {
+			if _, err := rpc.EmptyCall(affinity.Require(ctx, s.Meta.ID), &testpb.Empty{}); err != nil {
+				log.Printf("%s did not hear: %v", s.Meta.ID, err)
+			}
+		})
+	}
+	all.Wait()
 }
 
 func ExampleWatch() {
