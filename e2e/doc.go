@@ -36,7 +36,8 @@
 //	                                               TestOutlierDetectionTakesAFailingServerOut
 //	                                               TestNothingIsPublishedAfterClose
 //	23 a pick of a lost connection sleeps          TestAPreferredServerThatReturnsInsideTheWindowKeepsItsOwn
-//	24 Done does not say what was reached          nothing of ours relies on Done yet
+//	24 Done does not say what was reached          TestAnAttemptThatWasNeverSentLeavesASessionNowhere
+//	                                               TestAnAttemptThatMayHaveArrivedHoldsTheSession
 //	25 a header before an error ends retries       TestRetriesGoOnWithInterceptorsInstalled
 //	26 status looks through %w                     TestAnErrorOfOursIsNeverAStatus
 //	27 leases expire one by one                    TestARemovalOneByOneMovesNobody

@@ -2,12 +2,16 @@ package stickybalancer
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/resolver"
 
 	"github.com/homing-grpc/homing/affinity"
@@ -187,4 +191,105 @@ func TestTwoChannelsToOneTargetShareASession(t *testing.T) {
 func expireWindow() {
 	time.Sleep(window)
 	synctest.Wait()
+}
+
+// TestNoSessionMovesNeedlessly plays random histories to sessions, with and without
+// keys, that make calls after each event. A session whose server is READY stays, and
+// every move is told of, once, with where from and where to.
+func TestNoSessionMovesNeedlessly(t *testing.T) {
+	for seed := range uint64(30) {
+		drive(t, `{"absentGrace":"5s"}`, func(t *testing.T, d *driver) {
+			rnd := rand.New(rand.NewPCG(seed, 1))
+			type told struct {
+				session *affinity.Session
+				at      string
+				moves   []affinity.Move
+			}
+			var sessions []*told
+			for i := range 12 {
+				s := &told{session: affinity.NewSession("")}
+				if i%2 == 0 {
+					s.session = affinity.NewSession(fmt.Sprint("k", i))
+				}
+				s.session.OnMove(func(m affinity.Move) { s.moves = append(s.moves, m) })
+				sessions = append(sessions, s)
+			}
+			all := []string{"a", "b", "c", "d", "e", "f"}
+			listed, isDraining := map[string]bool{}, map[string]bool{}
+			relist := func() {
+				var eps []resolver.Endpoint
+				for _, id := range all {
+					switch {
+					case listed[id] && isDraining[id]:
+						eps = append(eps, ep(id, draining))
+					case listed[id]:
+						eps = append(eps, ep(id))
+					}
+				}
+				d.list(eps...)
+			}
+			ready := func(id string) bool {
+				c := d.open(id)
+				return c != nil && c.state == connectivity.Ready
+			}
+			d.list() // or there is no picker
+			for range 60 {
+				id := all[rnd.IntN(len(all))]
+				switch c := d.open(id); rnd.IntN(7) {
+				case 0, 1:
+					listed[id] = true
+					relist()
+				case 2:
+					if listed[id] = false; rnd.IntN(2) == 0 {
+						isDraining[id] = false
+					}
+					relist()
+				case 3:
+					isDraining[id] = !isDraining[id]
+					relist()
+				case 4:
+					if c != nil && c.state == connectivity.Ready {
+						d.down(id)
+					}
+				case 5:
+					time.Sleep(time.Duration(rnd.IntN(4000)) * time.Millisecond)
+					synctest.Wait()
+				case 6:
+					for _, id := range all {
+						if c := d.open(id); c != nil && c.wanted && c.state != connectivity.Ready {
+							d.up(id)
+						}
+					}
+				}
+				for _, s := range sessions {
+					r, err := d.current().Picker.Pick(balancer.PickInfo{Ctx: s.session.Context(bg)})
+					if err != nil {
+						require.False(t, s.at != "" && ready(s.at), "seed %d: no pick of %s, which is READY: %v", seed, s.at, err)
+						continue
+					}
+					to := r.SubConn.(*fakeConn).addr
+					require.True(t, ready(to))
+					before, from := len(s.moves), s.at
+					if from != "" && from != to {
+						require.False(t, ready(from), "seed %d: moved from %s, which is READY", seed, from)
+						require.False(t, listed[to] && isDraining[to] && slices.ContainsFunc(all, func(id string) bool {
+							return listed[id] && !isDraining[id] && ready(id)
+						}), "seed %d: moved to %s, which drains", seed, to)
+					}
+					if r.Done != nil {
+						r.Done(answered)
+					}
+					synctest.Wait()
+					s.at = lives(s.session)
+					require.Equal(t, to, s.at)
+					if from != "" && from != to {
+						require.Len(t, s.moves, before+1)
+						require.Equal(t, []string{from, to}, []string{s.moves[before].From, s.moves[before].To})
+					} else {
+						require.Len(t, s.moves, before)
+					}
+				}
+			}
+		})
+	}
 }
