@@ -14,14 +14,14 @@ import (
 // reads without a lock. Whatever changes there, a picker is published after it;
 // so a pick that saw the old and queued is woken.
 type picker struct {
-	cfg      *lbConfig
-	members  *members
-	ring     *ring // for calls without affinity; nil if there is none
-	turns    *counter
-	err      error  // for calls without affinity, if there is no ring
-	wake     func() // if there are servers to connect aside; nil if not
-	settled  bool   // ids never listed are waited for no longer
-	allDrain bool   // every server drains: as if none did
+	cfg     *lbConfig
+	members *members
+	homes   *homeBook
+	ring    *ring // for calls without affinity; nil if there is none
+	turns   *counter
+	err     error  // for calls without affinity, if there is no ring
+	wake    func() // if there are servers to connect aside; nil if not
+	settled bool   // ids never listed are waited for no longer
 
 	headers    bool // outgoing metadata is honoured
 	trustMarks bool // a mark in the context can say that it holds nothing
@@ -93,30 +93,6 @@ func (v *view) pick(info balancer.PickInfo) (balancer.PickResult, error) {
 		v.connect()
 	}
 	return balancer.PickResult{}, balancer.ErrNoSubConnAvailable
-}
-
-// pickHome serves a call that goes by its key, or that has lost its server.
-func (p *picker) pickHome(info balancer.PickInfo, hash uint64) (balancer.PickResult, error) {
-	slot := slotOf(hash)
-	var home *view
-	var best rank
-	for _, s := range p.members.list {
-		v := s.view.Load()
-		if !v.known || v.phase == away || (v.draining && !p.allDrain) {
-			continue
-		}
-		r := rank{draw(slot, s.hash), v.weight, s.id}
-		if home == nil || r.before(best) {
-			home, best = v, r
-		}
-	}
-	if home == nil {
-		if p.ring == nil && p.err != balancer.ErrNoSubConnAvailable {
-			return balancer.PickResult{}, p.err
-		}
-		return balancer.PickResult{}, fmt.Errorf("%s: no server is READY, and the reconnect window of each is over", Name)
-	}
-	return home.pick(info)
 }
 
 // fromHeaders reads the outgoing metadata of a call whose context holds no
