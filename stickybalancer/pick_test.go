@@ -20,15 +20,18 @@ func TestAnErrorOfOursIsNeverAStatus(t *testing.T) {
 	lost := newServer("lost", 0)
 	lost.view.Store(&view{phase: away, known: true, err: cause})
 	left := newServer("left", 0)
+	all := &members{byID: map[string]*server{"lost": lost, "left": left}, list: []*server{lost}}
 	p := &picker{
 		cfg:     &lbConfig{},
-		members: &members{byID: map[string]*server{"lost": lost, "left": left}, list: []*server{lost}},
+		members: all,
+		homes:   newHomeBook(&policy{members: all}),
 		turns:   &counter{},
 		err:     balancer.ErrNoSubConnAvailable,
 		settled: true,
 
 		revision: new(atomic.Uint64),
 	}
+	p.homes.wanted.Store(true) // no table, please
 	for _, v := range []callctx.Value{
 		{ID: "lost", Required: true}, {ID: "left", Required: true}, {ID: "nobody", Required: true},
 		{ID: "lost"}, {Key: "k"},

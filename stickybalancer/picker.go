@@ -19,6 +19,7 @@ type picker struct {
 	cfg      *lbConfig
 	target   session.Target
 	members  *members
+	homes    *homeBook
 	ring     *ring // for calls without affinity; nil if there is none
 	turns    *counter
 	err      error          // for calls without affinity, if there is no ring
@@ -26,7 +27,6 @@ type picker struct {
 	revision *atomic.Uint64 // the policy's
 	made     uint64         // at this one
 	settled  bool           // ids never listed are waited for no longer
-	allDrain bool           // every server drains: as if none did
 
 	headers    bool // outgoing metadata is honoured
 	trustMarks bool // a mark in the context can say that it holds nothing
@@ -157,33 +157,6 @@ func (v *view) choose(why callctx.Reason) choice {
 		v.connect()
 	}
 	return queue()
-}
-
-// chooseHome serves a call that goes by its key, or that has lost its server.
-func (p *picker) chooseHome(hash uint64, why callctx.Reason) choice {
-	slot := slotOf(hash)
-	var home *view
-	var best rank
-	for _, s := range p.members.list {
-		v := s.view.Load()
-		if !v.known || v.phase == away || (v.draining && !p.allDrain) {
-			continue
-		}
-		r := rank{draw(slot, s.hash), v.weight, s.id}
-		if home == nil || r.before(best) {
-			home, best = v, r
-		}
-	}
-	if home == nil {
-		if p.revision.Load() != p.made {
-			return queue() // servers are changing, and the next picker knows which
-		}
-		if p.ring == nil && p.err != balancer.ErrNoSubConnAvailable {
-			return choice{err: p.err}
-		}
-		return choice{err: fmt.Errorf("%s: no server is READY, and the reconnect window of each is over", Name)}
-	}
-	return home.choose(why)
 }
 
 // fromHeaders reads the outgoing metadata of a call whose context holds no

@@ -46,6 +46,7 @@ type policy struct {
 	byIndex []*server          // the same; nil where one was forgotten
 	free    []int32            // indexes of none
 	members *members           // what pickers see of servers
+	homes   *homeBook          // where keys live
 	first   time.Time          // of the first list; zero before
 	settled bool               // an id never listed is waited for no longer
 	outages []*outage          // by the time they began
@@ -85,6 +86,7 @@ func newPolicy(cc balancer.ClientConn, opts balancer.BuildOptions) *policy {
 		shareLimit: 1,
 		listErr:    errors.New("no list of endpoints yet"),
 	}
+	p.homes = newHomeBook(p)
 	p.turns.n.Store(rand.Uint32())
 	p.log = newLogger(p)
 	p.timer = time.AfterFunc(time.Hour, p.expire)
@@ -137,12 +139,16 @@ func (p *policy) UpdateSubConnState(balancer.SubConn, balancer.SubConnState) {}
 // Close ends all connections. Calls under way on them go on to their end.
 func (p *policy) Close() {
 	p.mu.Lock()
+	again := p.closed
 	p.closed = true
 	p.timer.Stop()
 	children := p.childrenLocked()
 	p.mu.Unlock()
 	for _, c := range children {
 		c.close()
+	}
+	if !again {
+		p.homes.close()
 	}
 }
 
@@ -195,6 +201,7 @@ func (p *policy) UpdateClientConnState(state balancer.ClientConnState) error {
 		p.last = endpoints
 		work = p.applyLocked(p.unique(endpoints), now, newConfig, !sameAttrs)
 	}
+	p.homesLocked() // at once: to start children takes a while
 	p.armLocked(now)
 	p.mu.Unlock()
 

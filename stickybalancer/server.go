@@ -42,6 +42,7 @@ type server struct {
 	// What of it is in the policy's sums.
 	inSubset bool               // of the servers for calls without affinity
 	open     bool               // known and not draining
+	seat     uint32             // its index in the table of homes, plus 1; 0 if it has none
 	spread   bool               // calls without affinity may use it, if READY
 	counted  connectivity.State // as which it counts, if it is spread
 	isReady  bool
@@ -79,6 +80,7 @@ type view struct {
 	known    bool // in the list, or kept
 	draining bool // takes nothing new: it says so, or its health check does
 	weight   uint32
+	home     uint32 // the weight as a home of keys, 0 if it takes none
 	target   target // its conn only if ready
 	err      error  // if not: the last failure to connect
 	child    *child // if idle

@@ -71,9 +71,15 @@ func (p *policy) refreshLocked(s *server) {
 	case s.known() || s.outage != nil:
 		v.phase = waits
 	}
+	if v.known && v.phase != away && (!v.draining || p.allDrain) {
+		v.home = v.weight
+	}
 	old := s.view.Load()
+	if old.home != v.home {
+		p.homes.moved = append(p.homes.moved, s)
+	}
 	if old.phase != v.phase || old.known != v.known || old.draining != v.draining ||
-		old.weight != v.weight || !old.target.is(v.target) || old.child != v.child {
+		old.weight != v.weight || old.home != v.home || !old.target.is(v.target) || old.child != v.child {
 		p.changed = true
 		p.revision.Add(1) // before pickers can see it
 		s.view.Store(v)
@@ -161,6 +167,7 @@ func (p *policy) publishLocked() {
 		return
 	}
 	p.changed = false
+	p.homesLocked()
 	m := p.modeLocked()
 	pk := &picker{
 		cfg:        p.cfg,
@@ -168,10 +175,10 @@ func (p *policy) publishLocked() {
 		revision:   &p.revision,
 		made:       p.revision.Load(),
 		members:    p.members,
+		homes:      p.homes,
 		ring:       m.ring,
 		turns:      p.turns,
 		settled:    p.settled,
-		allDrain:   p.allDrain,
 		headers:    p.cfg != nil && (p.cfg.idHeader != "" || p.cfg.keyHeader != ""),
 		trustMarks: p.cfg != nil && p.cfg.defaultHeaders(),
 	}
