@@ -1,0 +1,225 @@
+package faults
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/homing-grpc/homing/affinity"
+	"github.com/homing-grpc/homing/endpointsmeta/registry"
+	"github.com/homing-grpc/homing/stickybalancer"
+)
+
+const (
+	channels   = 3
+	perChannel = 20 // sessions
+	pause      = 4 * time.Millisecond
+)
+
+// channel is one client: a channel of gRPC with an etcd client of its own, and the
+// sessions that call over it.
+type channel struct {
+	cli      *clientv3.Client
+	conn     *grpc.ClientConn
+	rpc      testpb.TestServiceClient
+	sessions []*affinity.Session
+}
+
+// load is the calls that go on while a fault is played.
+type load struct {
+	world    *World
+	channels []*channel
+	stop     context.CancelFunc
+	workers  sync.WaitGroup
+
+	calls, failed atomic.Int64
+	timeout       atomic.Int64 // of a call, in nanoseconds
+
+	mu     sync.Mutex
+	lastOK time.Time
+	gap    time.Duration // the longest time without a call that succeeded
+	errs   []string      // the first few
+	moves  []affinity.Move
+}
+
+func (w *World) newChannel() (*channel, error) {
+	var etcd []string
+	w.etcd.each(func(m *member) { etcd = append(etcd, m.front.addr) })
+	cli, err := connect(etcd)
+	if err != nil {
+		return nil, err
+	}
+	b, err := registry.NewBuilder(cli)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient("etcd:///"+service, append(affinity.DialOptions(),
+		grpc.WithResolvers(b),
+		grpc.WithDefaultServiceConfig(stickybalancer.Config{ReconnectWindow: time.Second}.ServiceConfig()),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: time.Second}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 500 * time.Millisecond},
+			MinConnectTimeout: time.Second,
+		}))...)
+	if err != nil {
+		return nil, err
+	}
+	return &channel{cli: cli, conn: conn, rpc: testpb.NewTestServiceClient(conn)}, nil
+}
+
+func (c *channel) close() {
+	_ = c.conn.Close()
+	_ = c.cli.Close()
+}
+
+// startLoad makes channels and sessions, and begins to call.
+func (w *World) startLoad() (*load, error) {
+	l := &load{world: w}
+	l.timeout.Store(int64(5 * time.Second))
+	for i := range channels {
+		c, err := w.newChannel()
+		if err != nil {
+			return nil, err
+		}
+		for j := range perChannel {
+			s := affinity.NewSession("")
+			if j%2 == 0 {
+				s = affinity.NewSession(fmt.Sprintf("session-%d-%d", i, j))
+			}
+			s.OnMove(func(m affinity.Move) {
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				l.moves = append(l.moves, m)
+			})
+			c.sessions = append(c.sessions, s)
+		}
+		l.channels = append(l.channels, c)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	l.stop = cancel
+	for _, c := range l.channels {
+		for _, s := range c.sessions { // each lives somewhere before anything happens
+			if _, err := l.call(ctx, c, s); err != nil {
+				return l, err
+			}
+		}
+	}
+	l.reset()
+	for _, c := range l.channels {
+		l.workers.Go(func() {
+			for ctx.Err() == nil {
+				l.note(ctx, c, nil)
+				time.Sleep(pause)
+			}
+		})
+		// A call that waits for its server must not keep the others from calling.
+		for part := range 4 {
+			l.workers.Go(func() {
+				for i := part; ctx.Err() == nil; i += 4 {
+					l.note(ctx, c, c.sessions[i%len(c.sessions)])
+					time.Sleep(pause)
+				}
+			})
+		}
+	}
+	return l, nil
+}
+
+func (l *load) call(ctx context.Context, c *channel, s *affinity.Session) (*testpb.SimpleResponse, error) {
+	if s != nil {
+		ctx = s.Context(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(l.timeout.Load()))
+	defer cancel()
+	return c.rpc.UnaryCall(ctx, &testpb.SimpleRequest{})
+}
+
+func (l *load) note(ctx context.Context, c *channel, s *affinity.Session) {
+	_, err := l.call(ctx, c, s)
+	if ctx.Err() != nil {
+		return
+	}
+	l.calls.Add(1)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if err != nil {
+		l.failed.Add(1)
+		if len(l.errs) < 3 {
+			l.errs = append(l.errs, err.Error())
+		}
+		return
+	}
+	l.gap = max(l.gap, now.Sub(l.lastOK))
+	l.lastOK = now
+}
+
+func (l *load) reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.calls.Store(0)
+	l.failed.Store(0)
+	l.lastOK, l.gap, l.errs, l.moves = time.Now(), 0, nil, nil
+}
+
+// reached reports whether calls without affinity reach exactly these servers from
+// every channel.
+func (l *load) reached(ids ...string) bool {
+	want := make(map[string]bool)
+	for _, id := range ids {
+		want[id] = true
+	}
+	for _, c := range l.channels {
+		got := make(map[string]bool)
+		for range 3 * len(ids) {
+			r, err := l.call(context.Background(), c, nil)
+			if err != nil {
+				return false
+			}
+			got[r.GetHostname()] = true
+		}
+		if len(got) != len(want) {
+			return false
+		}
+		for id := range got {
+			if !want[id] {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (l *load) close() {
+	if l.stop != nil {
+		l.stop()
+	}
+	l.workers.Wait()
+	for _, c := range l.channels {
+		c.close()
+	}
+}
+
+// stream opens a stream of a session that echoes, and returns it.
+func (c *channel) stream(ctx context.Context, s *affinity.Session) (grpc.BidiStreamingClient[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse], error) {
+	st, err := c.rpc.FullDuplexCall(s.Context(ctx))
+	if err != nil {
+		return nil, err
+	}
+	if err := st.Send(&testpb.StreamingOutputCallRequest{}); err != nil && err != io.EOF {
+		return nil, err
+	}
+	_, err = st.Recv()
+	return st, err
+}
