@@ -285,20 +285,40 @@ func (b *homeBook) close() {
 	b.work.Wait()
 }
 
-// pickHome serves a call that goes by its key, or that has lost its server.
-func (p *picker) pickHome(info balancer.PickInfo, hash uint64) (balancer.PickResult, error) {
+// relief returns where a call by key goes instead of its home, because that is
+// full, and home if it is not. A home that is not READY is waited for.
+func (p *picker) relief(slot uint32, home *view) *view {
+	l := home.target.load
+	if l == nil || !l.full(p.cfg.maxLoadFactor, home.home) {
+		return home
+	}
+	return p.homes.now.Load().spill(slot, home, p.cfg.maxLoadFactor)
+}
+
+// pickKey serves a call that goes by its key.
+func (p *picker) pickKey(info balancer.PickInfo, hash uint64) (balancer.PickResult, error) {
 	slot := slotOf(hash)
-	home := p.homes.now.Load().quick(slot)
-	if home == nil {
-		home = p.homes.at(slot)
+	v := p.homes.now.Load().quick(slot)
+	if v == nil {
+		v = p.homes.at(slot)
 	}
 	switch {
-	case home == nil:
+	case v == nil:
 		return balancer.PickResult{}, p.homeless()
-	case home.phase == ready && home.target.picker == nil:
-		return balancer.PickResult{SubConn: home.target.conn}, nil
+	case v.phase == ready && v.target.picker == nil && v.target.load == nil:
+		return balancer.PickResult{SubConn: v.target.conn}, nil // most, and faster for it
 	}
-	return home.pick(info)
+	return p.relief(slot, v).pick(info)
+}
+
+// pickHome serves a call that has lost its server. However full the home is: all
+// who were pinned to one server are to meet again.
+func (p *picker) pickHome(info balancer.PickInfo, hash uint64) (balancer.PickResult, error) {
+	v := p.homes.at(slotOf(hash))
+	if v == nil {
+		return balancer.PickResult{}, p.homeless()
+	}
+	return v.pick(info)
 }
 
 // homeless is why no server is home to a key.

@@ -40,7 +40,7 @@ func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 	if v.ID != "" {
 		return p.pickID(info, v)
 	}
-	return p.pickHome(info, v.Hash)
+	return p.pickKey(info, v.Hash)
 }
 
 // pickNext serves a call without affinity.
@@ -121,5 +121,5 @@ func (p *picker) pickHeaders(info balancer.PickInfo, id, key string) (balancer.P
 	if id != "" {
 		return p.pickID(info, &v)
 	}
-	return p.pickHome(info, v.Hash)
+	return p.pickKey(info, v.Hash)
 }
