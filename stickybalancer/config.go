@@ -40,9 +40,11 @@ type Config struct {
 	// value means not at all. JSON: "absentGrace".
 	AbsentGrace time.Duration
 
-	// MaxLoadFactor bounds the load of a key's home: above 1, a home with more
-	// than that many times the mean load passes keys on. Default 0: off.
-	// JSON: "maxLoadFactor".
+	// MaxLoadFactor bounds the load of a key's home. Above 1, a home that has
+	// that many times its share of the calls that this channel has in flight
+	// passes further calls by key on, to the next server in the key's order, in
+	// time that grows with the number of servers. Calls that name a server, or
+	// have lost it, are not passed on. Default 0: off. JSON: "maxLoadFactor".
 	MaxLoadFactor float64
 
 	// IDHeader and KeyHeader name the outgoing metadata that is honoured when

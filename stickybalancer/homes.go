@@ -287,26 +287,47 @@ func (b *homeBook) close() {
 	b.work.Wait()
 }
 
-// chooseHome serves a call that goes by its key, or that has lost its server.
-func (p *picker) chooseHome(hash uint64, why callctx.Reason) choice {
+// relief returns where a call by key goes instead of its home, because that is
+// full, and home if it is not. A home that is not READY is waited for.
+func (p *picker) relief(slot uint32, home *view) *view {
+	l := home.target.load
+	if l == nil || !l.full(p.cfg.maxLoadFactor, home.home) {
+		return home
+	}
+	return p.homes.now.Load().spill(slot, home, p.cfg.maxLoadFactor)
+}
+
+// chooseByKey serves a call that goes by its key, and that no session holds.
+func (p *picker) chooseByKey(hash uint64) choice {
 	slot := slotOf(hash)
 	home := p.homes.now.Load().quick(slot)
 	if home == nil {
-		home = p.homes.at(slot)
+		if home = p.homes.at(slot); home == nil {
+			return p.homeless()
+		}
 	}
-	switch {
-	case home != nil:
-		return home.choose(why)
-	case p.revision.Load() != p.made:
-		return queue() // servers are changing, and the next picker knows which
+	if v := p.relief(slot, home); v != home {
+		return v.choose(callctx.Spilled)
 	}
-	return choice{err: p.homeless()}
+	return home.choose(callctx.Home)
 }
 
-// homeless is why no server is home to a key.
-func (p *picker) homeless() error {
-	if p.ring == nil && p.err != balancer.ErrNoSubConnAvailable {
-		return p.err
+// chooseHome serves a call that has lost its server. However full the home is: all
+// who were pinned to one server are to meet again.
+func (p *picker) chooseHome(hash uint64) choice {
+	if home := p.homes.at(slotOf(hash)); home != nil {
+		return home.choose(callctx.Rehomed)
 	}
-	return fmt.Errorf("%s: no server is READY, and the reconnect window of each is over", Name)
+	return p.homeless()
+}
+
+// homeless is what becomes of a call that no server is home to.
+func (p *picker) homeless() choice {
+	switch {
+	case p.revision.Load() != p.made:
+		return queue() // servers are changing, and the next picker knows which
+	case p.ring == nil && p.err != balancer.ErrNoSubConnAvailable:
+		return choice{err: p.err}
+	}
+	return choice{err: fmt.Errorf("%s: no server is READY, and the reconnect window of each is over", Name)}
 }

@@ -547,33 +547,32 @@ func TestPicksByKeyAllocateNothing(t *testing.T) {
 	})
 }
 
+// TestCloseEndsADerivation closes a policy while it derives a table.
 func TestCloseEndsADerivation(t *testing.T) {
-	tr := truth{}
-	for i := range 400 {
-		tr[fmt.Sprint("s", i)] = &fact{weight: 1 + uint32(i)%2}
+	forgetTables()
+	var eps []resolver.Endpoint
+	for i := range 20 {
+		eps = append(eps, ep(fmt.Sprintf("game-%d", i)))
 	}
-	rnd := rand.New(rand.NewPCG(1, 2))
-	for range 5 {
-		forgetTables()
-		p, ch := channelOf(t, `{}`, tr.endpoints(rnd)...)
-		where(ch.picker(), balancer.PickInfo{Ctx: key("k")})
-		for slot := range uint32(5000) {
-			waitForTable(t, p).owner(slot)
-		}
-		for i := range 90 {
-			tr[fmt.Sprint("t", rnd.Uint32(), i)] = &fact{weight: 1}
-		}
-		tell(t, p, ch, p.cfg, tr.endpoints(rnd)...)
-		p.Close()
-		p.mu.Lock()
-		require.False(t, p.homes.busy)
-		p.mu.Unlock()
-		clear(tr)
-		for i := range 400 {
-			tr[fmt.Sprint("s", i)] = &fact{weight: 1 + uint32(i)%2}
-		}
-		where(ch.picker(), balancer.PickInfo{Ctx: key("k")}) // late, and harmless
+	p, ch := channelOf(t, `{}`, eps[1:]...)
+	where(ch.picker(), balancer.PickInfo{Ctx: key("k")})
+	table := waitForTable(t, p)
+	for slot := range uint32(slotCount) {
+		table.owner(slot)
 	}
+	tables.mu.Lock() // where the derivation begins
+	tell(t, p, ch, p.cfg, eps...)
+	var wg sync.WaitGroup
+	wg.Go(p.Close)
+	<-p.homes.stop
+	tables.mu.Unlock()
+	wg.Wait()
+	p.mu.Lock()
+	require.False(t, p.homes.busy)
+	p.mu.Unlock()
+	require.Same(t, table, p.homes.now.Load().table)
+	require.False(t, knownTable(seatsOf(named(20, same))).derived, "it was not waited for")
+	where(ch.picker(), balancer.PickInfo{Ctx: key("k")}) // late, and harmless
 }
 
 // TestABurstIsOneTable lets many changes come while a table is being derived.
@@ -599,5 +598,16 @@ func TestABurstIsOneTable(t *testing.T) {
 		require.NotSame(t, first, d.homes().table)
 		require.Len(t, d.homes().table.members, 35)
 		require.Empty(t, d.homes().added)
+
+		second := d.homes().table
+		d.keepTables(true)
+		now := slices.Clone(eps)
+		now[3] = ep("s3", draining)
+		d.list(now...)
+		d.list(eps...)
+		forgetTables() // or it would be shared
+		d.keepTables(false)
+		synctest.Wait()
+		require.Same(t, second, d.homes().table, "all is as it was")
 	})
 }

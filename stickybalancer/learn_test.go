@@ -293,3 +293,31 @@ func TestNoSessionMovesNeedlessly(t *testing.T) {
 		})
 	}
 }
+
+func TestAFullHomePassesOnNewSessionsAndKeepsItsOwn(t *testing.T) {
+	drive(t, `{"maxLoadFactor":1.01}`, func(t *testing.T, d *driver) {
+		d.list(ep("a"), ep("b"))
+		d.up("a", "b")
+		k := keyAtHomeOn("a", "a", "b")
+		old := affinity.NewSession(k)
+		addr, done := d.attempt(old.Context(bg))
+		require.Equal(t, "a", addr)
+		done(answered)
+		for range 2 { // which stay in flight
+			addr, _ := d.attempt(key(k))
+			require.Equal(t, "a", addr)
+		}
+		var r affinity.Route
+		fresh := affinity.NewSession(k)
+		addr, done = d.attempt(affinity.Observe(fresh.Context(bg), &r))
+		require.Equal(t, "b", addr)
+		require.Equal(t, affinity.WhySpilled, r.Reason())
+		done(answered)
+		for range 5 {
+			addr, _ = d.attempt(old.Context(bg))
+			require.Equal(t, "a", addr, "a session is not evicted")
+		}
+		addr, _ = d.attempt(fresh.Context(bg))
+		require.Equal(t, "b", addr, "where it began it stays")
+	})
+}

@@ -94,7 +94,7 @@ func (p *picker) choose(info balancer.PickInfo, v *callctx.Value) choice {
 	case v.Session != nil:
 		return p.chooseBySession(v)
 	}
-	return p.chooseHome(v.Hash, callctx.Home)
+	return p.chooseByKey(v.Hash)
 }
 
 // chooseNext serves a call without affinity.
@@ -126,7 +126,7 @@ func (p *picker) chooseByID(v *callctx.Value) choice {
 		case v.Required:
 			return choice{err: fmt.Errorf("%s: the required server %q is not in the resolver's list", Name, v.ID)}
 		}
-		return p.chooseHome(v.Hash, callctx.Rehomed)
+		return p.chooseHome(v.Hash)
 	}
 	sv := s.view.Load()
 	if sv.phase != away {
@@ -138,7 +138,7 @@ func (p *picker) chooseByID(v *callctx.Value) choice {
 	}
 	switch {
 	case !v.Required:
-		return p.chooseHome(v.Hash, callctx.Rehomed)
+		return p.chooseHome(v.Hash)
 	case !sv.known:
 		return choice{err: fmt.Errorf("%s: the required server %q has left the resolver's list", Name, v.ID)}
 	case sv.err == nil:
@@ -185,5 +185,5 @@ func (p *picker) chooseByHeaders(id, key string) choice {
 	if id != "" {
 		return p.chooseByID(&v)
 	}
-	return p.chooseHome(v.Hash, callctx.Home)
+	return p.chooseByKey(v.Hash)
 }

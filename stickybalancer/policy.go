@@ -47,10 +47,11 @@ type policy struct {
 	free    []int32            // indexes of none
 	members *members           // what pickers see of servers
 	homes   *homeBook          // where keys live
-	first   time.Time          // of the first list; zero before
-	settled bool               // an id never listed is waited for no longer
-	outages []*outage          // by the time they began
-	keeping []*keep            // by the time they began
+	loads   *loads
+	first   time.Time // of the first list; zero before
+	settled bool      // an id never listed is waited for no longer
+	outages []*outage // by the time they began
+	keeping []*keep   // by the time they began
 	timer   *time.Timer
 
 	// Sums over servers, so that one change costs the same at any size.
@@ -86,7 +87,7 @@ func newPolicy(cc balancer.ClientConn, opts balancer.BuildOptions) *policy {
 		shareLimit: 1,
 		listErr:    errors.New("no list of endpoints yet"),
 	}
-	p.homes = newHomeBook(p)
+	p.homes, p.loads = newHomeBook(p), &loads{}
 	p.turns.n.Store(rand.Uint32())
 	p.log = newLogger(p)
 	p.timer = time.AfterFunc(time.Hour, p.expire)
@@ -189,9 +190,6 @@ func (p *policy) UpdateClientConnState(state balancer.ClientConnState) error {
 	}
 	newConfig := p.cfg == nil || p.cfg.values() != cfg.values()
 	p.cfg = cfg
-	if newConfig && cfg.maxLoadFactor > 0 {
-		p.log.warningf("maxLoadFactor is not in effect in this release")
-	}
 	now := time.Now()
 	p.beganLocked(now)
 	sameAttrs := sameAttributes(p.attrs.Attributes, rs.Attributes)

@@ -46,19 +46,35 @@ type target struct {
 
 	place *session.Place // which start of which server it is
 	addr  string
+	load  *load // counts the calls; nil if nobody needs to know, or there is no connection
 }
 
 // is reports whether t and o end at the same place. Pickers need not be
 // comparable, so one that must be asked counts as new each time.
 func (t target) is(o target) bool {
-	return t.conn == o.conn && t.picker == nil && o.picker == nil && t.place == o.place && t.addr == o.addr
+	return t.conn == o.conn && t.load == o.load && t.picker == nil && o.picker == nil &&
+		t.place == o.place && t.addr == o.addr
 }
 
 func (t *target) pick(info balancer.PickInfo) (balancer.PickResult, error) {
-	if t.picker != nil {
-		return t.picker.Pick(info)
+	if t.picker == nil && t.load == nil {
+		return balancer.PickResult{SubConn: t.conn}, nil
 	}
-	return balancer.PickResult{SubConn: t.conn}, nil
+	return t.pickAside(info)
+}
+
+func (t *target) pickAside(info balancer.PickInfo) (balancer.PickResult, error) {
+	res := balancer.PickResult{SubConn: t.conn}
+	if t.picker != nil {
+		var err error
+		if res, err = t.picker.Pick(info); err != nil {
+			return res, err
+		}
+	}
+	if t.load != nil {
+		res = t.load.count(res)
+	}
+	return res, nil
 }
 
 func newRing() *ring {

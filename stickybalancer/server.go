@@ -42,6 +42,7 @@ type server struct {
 	// What of it is in the policy's sums.
 	inSubset bool               // of the servers for calls without affinity
 	open     bool               // known and not draining
+	load     *load              // of calls by this channel, while they are counted
 	seat     uint32             // its index in the table of homes, plus 1; 0 if it has none
 	spread   bool               // calls without affinity may use it, if READY
 	counted  connectivity.State // as which it counts, if it is spread

@@ -21,7 +21,7 @@ func (p *picker) chooseBySession(v *callctx.Value) choice {
 			continue // another call was first: go where it went
 		}
 		if st.Place == nil {
-			c := p.chooseHome(lostHash(v, st), callctx.Rehomed)
+			c := p.chooseHome(lostHash(v, st))
 			if c.err != nil || p.learn(b, st, st.Reason, &c) {
 				return c
 			}
@@ -32,7 +32,7 @@ func (p *picker) chooseBySession(v *callctx.Value) choice {
 		case s == nil && !p.settled:
 			return queue()
 		case s == nil || sv.phase == away:
-			c := p.chooseHome(lostHash(v, st), callctx.Rehomed)
+			c := p.chooseHome(lostHash(v, st))
 			if c.err != nil || p.learn(b, st, lostReason(s, sv), &c) {
 				return c
 			}
@@ -61,7 +61,7 @@ func (p *picker) chooseBySession(v *callctx.Value) choice {
 
 func (p *picker) chooseNew(v *callctx.Value) choice {
 	if v.Key != "" {
-		return p.chooseHome(v.Hash, callctx.Home)
+		return p.chooseByKey(v.Hash)
 	}
 	return p.chooseNext()
 }

@@ -65,6 +65,7 @@ func (p *policy) refreshLocked(s *server) {
 	switch {
 	case s.live != nil:
 		v.phase, v.target, v.err = ready, s.currentTarget(), nil
+		v.target.load = p.loadLocked(s)
 	case s.lost:
 	case s.child != nil && state == connectivity.Idle && s.outage == nil && !p.eagerLocked(s):
 		v.phase, v.child = idle, s.child
@@ -78,6 +79,7 @@ func (p *policy) refreshLocked(s *server) {
 	if old.home != v.home {
 		p.homes.moved = append(p.homes.moved, s)
 	}
+	p.loads.weighLocked(old, v)
 	if old.phase != v.phase || old.known != v.known || old.draining != v.draining ||
 		old.weight != v.weight || old.home != v.home || !old.target.is(v.target) || old.child != v.child {
 		p.changed = true
