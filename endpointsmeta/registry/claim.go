@@ -10,6 +10,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/naming/endpoints"
+
+	"github.com/homing-grpc/homing/endpointsmeta"
 )
 
 // ErrIDTaken says that a living server holds the id. Errors that wrap it name
@@ -23,14 +25,18 @@ var errGuard = errors.New("registry: the record has changed")
 // writes through it without knowing.
 type guardedKV struct {
 	clientv3.KV
-	guard clientv3.Cmp
+	guard    clientv3.Cmp
+	revision *int64 // of the write, when it has succeeded
 }
 
 func (kv guardedKV) Txn(ctx context.Context) clientv3.Txn {
-	return &guardedTxn{kv.KV.Txn(ctx).If(kv.guard)}
+	return &guardedTxn{kv.KV.Txn(ctx).If(kv.guard), kv.revision}
 }
 
-type guardedTxn struct{ clientv3.Txn }
+type guardedTxn struct {
+	clientv3.Txn
+	revision *int64
+}
 
 func (t *guardedTxn) Then(ops ...clientv3.Op) clientv3.Txn {
 	t.Txn = t.Txn.Then(ops...)
@@ -39,42 +45,63 @@ func (t *guardedTxn) Then(ops ...clientv3.Op) clientv3.Txn {
 
 func (t *guardedTxn) Commit() (*clientv3.TxnResponse, error) {
 	resp, err := t.Txn.Commit()
-	if err == nil && !resp.Succeeded {
+	switch {
+	case err != nil:
+	case !resp.Succeeded:
 		err = errGuard
+	default:
+		*t.revision = resp.Header.Revision
 	}
 	return resp, err
 }
 
-// write puts the record under lease, if guard holds.
+// write puts the record as it is now under lease, if guard holds.
 func (r *Registration) write(ctx context.Context, guard clientv3.Cmp, lease clientv3.LeaseID) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	cli := clientv3.NewCtxClient(ctx)
-	cli.KV = guardedKV{r.cli.KV, guard}
+	cli.KV = guardedKV{r.cli.KV, guard, &r.revision}
 	manager, err := endpoints.NewManager(cli, r.service)
 	if err != nil {
 		return err
 	}
-	return manager.AddEndpoint(ctx, r.key, endpoints.Endpoint{Addr: r.addr, Metadata: r.Meta()}, clientv3.WithLease(lease))
+	m, version := r.newest()
+	if err := manager.AddEndpoint(ctx, r.key, endpoints.Endpoint{Addr: r.addr, Metadata: m}, clientv3.WithLease(lease)); err != nil {
+		return err
+	}
+	if r.told != nil { // or Register is not done yet
+		r.wrote(version, m.Draining)
+	}
+	return nil
 }
 
-// holder returns the record in our place, nil if there is none.
-func (r *Registration) holder(ctx context.Context) (*mvccpb.KeyValue, error) {
+func (r *Registration) newest() (endpointsmeta.Meta, int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.meta, r.version // Update replaces labels, and never changes them
+}
+
+// holder returns the record in our place, nil if there is none, and etcd's revision.
+func (r *Registration) holder(ctx context.Context) (*mvccpb.KeyValue, int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	resp, err := r.cli.Get(ctx, r.key)
-	if err != nil || len(resp.Kvs) == 0 {
-		return nil, err
+	switch {
+	case err != nil:
+		return nil, 0, err
+	case len(resp.Kvs) == 0:
+		return nil, resp.Header.Revision, nil
 	}
-	return resp.Kvs[0], nil
+	return resp.Kvs[0], resp.Header.Revision, nil
 }
 
-// claim puts the record where there is none, or one that is ours to replace: of
-// the same address, so of a former self, and not of a successor; or one that nobody
-// can use. What a server that starts finds in its place is of a former self, if it
-// is of the same address, and with WithTakeover wherever it is.
+// claim puts the record where there is none, or one that is ours to replace.
+//
+// For a server that starts, that is one of its own address, so of a former self; one
+// that nobody can use; and with WithTakeover any. For one that was there before it is
+// any but that of a later start: whoever registered after it had the right to.
 func (r *Registration) claim(ctx context.Context, first bool) error {
-	old, err := r.holder(ctx)
+	old, _, err := r.holder(ctx)
 	if err != nil {
 		return err
 	}
@@ -83,9 +110,11 @@ func (r *Registration) claim(ctx context.Context, first bool) error {
 	if old != nil {
 		i, bad := decodeRecord(r.key, old.Value)
 		before = i.Meta.Incarnation
-		other := i.Addr != r.addr && !(first && r.takeover)
-		successor := !first && before > r.Meta().Incarnation
-		if bad == nil && (other || successor) {
+		theirs := before > r.Meta().Incarnation
+		if first {
+			theirs = i.Addr != r.addr && !r.takeover
+		}
+		if bad == nil && theirs {
 			return fmt.Errorf("%w: %q is at %s", ErrIDTaken, r.id, i.Addr)
 		}
 		guard = clientv3.Compare(clientv3.ModRevision(r.key), "=", old.ModRevision)
@@ -94,25 +123,21 @@ func (r *Registration) claim(ctx context.Context, first bool) error {
 	if err != nil {
 		return err
 	}
-	r.lease = lease // so that Close revokes it, however the write ends
 	if first {
 		// Whatever was registered before wrote, so the revision was smaller; unless
 		// etcd has lost its data since.
 		r.mu.Lock()
-		r.meta.Incarnation = max(revision, before+1)
+		r.meta.Incarnation = max(r.meta.Incarnation, revision, before+1)
 		r.mu.Unlock()
 	}
-	return r.write(ctx, guard, lease)
-}
-
-func (r *Registration) grant(ctx context.Context) (clientv3.LeaseID, int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	resp, err := r.cli.Grant(ctx, int64(r.ttl/time.Second))
-	if err != nil {
-		return 0, 0, err
+	if err := r.write(ctx, guard, lease); err != nil {
+		if leaseGone(err) {
+			r.leases = r.leases[:len(r.leases)-1]
+		}
+		return err
 	}
-	return resp.ID, resp.Revision, nil
+	r.settle(ctx)
+	return nil
 }
 
 // firstClaim is claim for a server that starts. The record in its place may be of
@@ -145,6 +170,7 @@ func (r *Registration) firstClaim(ctx context.Context) error {
 // leaseSeen is a lease as it was when it was first looked at.
 type leaseSeen struct {
 	id   clientv3.LeaseID
+	term uint64 // of the leader, who lengthens all leases when it comes into office
 	left time.Duration
 	at   time.Time
 }
@@ -152,7 +178,7 @@ type leaseSeen struct {
 // renewed reports whether the lease of the record in our place has been renewed
 // since it was first seen, or never ends.
 func (r *Registration) renewed(ctx context.Context, seen *leaseSeen) (bool, error) {
-	kv, err := r.holder(ctx)
+	kv, _, err := r.holder(ctx)
 	if err != nil || kv == nil {
 		return false, err
 	}
@@ -166,8 +192,8 @@ func (r *Registration) renewed(ctx context.Context, seen *leaseSeen) (bool, erro
 		return false, err
 	}
 	left := time.Duration(resp.TTL) * time.Second // rounded down by etcd
-	if seen.id != resp.ID {
-		*seen = leaseSeen{resp.ID, left, time.Now()}
+	if seen.id != resp.ID || seen.term != resp.RaftTerm {
+		*seen = leaseSeen{resp.ID, resp.RaftTerm, left, time.Now()}
 		return false, nil
 	}
 	most := seen.left + time.Second - time.Since(seen.at) // if nobody renewed it

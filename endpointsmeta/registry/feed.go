@@ -2,12 +2,16 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/grpclog"
 )
 
@@ -15,10 +19,13 @@ var logger = grpclog.Component("homing-registry")
 
 const (
 	requestTimeout = 2 * time.Second // of one request to etcd
-	probeInterval  = 5 * time.Second // see feed.look
+	probeInterval  = 5 * time.Second // see feed.watch
 
 	minProbeInterval = 100 * time.Millisecond
-	confirmAfter     = 500 * time.Millisecond // see feed.watch
+	confirmAfter     = 300 * time.Millisecond
+	retryLook        = 500 * time.Millisecond
+	doubts           = 3  // looks in a row that differ, until the records are listed again
+	fullLook         = 12 // each of so many looks reads all keys, not only their count
 )
 
 // A feed follows the records of one service: it lists, watches, and lists again
@@ -30,11 +37,12 @@ type feed struct {
 	// again asks for a look whether what is known is still true.
 	again <-chan struct{}
 
+	watches   watcherID
 	records   map[string]Instance
-	revisions map[string]int64   // of all records, the bad ones too
+	revisions map[string]int64   // of all keys, those of no use too
 	warned    map[string]int64   // the revisions of bad records that were warned of
 	header    *pb.ResponseHeader // the newest seen
-	listed    bool               // once at least
+	listed    bool               // there is a list, here or with whoever asked
 }
 
 func newFeed(cli *clientv3.Client, service string) *feed {
@@ -42,6 +50,7 @@ func newFeed(cli *clientv3.Client, service string) *feed {
 		cli:       cli,
 		prefix:    service + "/",
 		probe:     probeInterval,
+		watches:   newWatcherID(),
 		records:   make(map[string]Instance),
 		revisions: make(map[string]int64),
 		warned:    make(map[string]int64),
@@ -49,9 +58,9 @@ func newFeed(cli *clientv3.Client, service string) *feed {
 }
 
 // run follows the records until ctx ends. It hands on the whole list after each
-// change and after a time out of touch, and each failure to ask etcd. The list is
-// the receiver's to keep.
+// change and after a time out of touch, and each failure to ask etcd.
 func (f *feed) run(ctx context.Context, list func([]Instance), fail func(error)) {
+	back := f.reconnects(ctx)
 	var pause backoff
 	for first := true; ; first = false {
 		if !first && !pause.wait(ctx, f.cli) {
@@ -67,7 +76,7 @@ func (f *feed) run(ctx context.Context, list func([]Instance), fail func(error))
 		}
 		list(f.instances())
 		started := time.Now()
-		if !f.watch(ctx, list, fail) {
+		if !f.watch(ctx, back, list, fail) {
 			return
 		}
 		if time.Since(started) > time.Second {
@@ -78,6 +87,27 @@ func (f *feed) run(ctx context.Context, list func([]Instance), fail func(error))
 
 func (f *feed) explain(err error) error {
 	return fmt.Errorf("registry: etcd at %s is out of reach: %v", strings.Join(f.cli.Endpoints(), ", "), err)
+}
+
+// reconnects returns a channel that has a token when the connection to etcd was lost and
+// is back. What is there then may be another etcd.
+func (f *feed) reconnects(ctx context.Context) <-chan struct{} {
+	back := make(chan struct{}, 1)
+	conn := f.cli.ActiveConnection()
+	if conn == nil {
+		return back
+	}
+	go func() {
+		for state := conn.GetState(); conn.WaitForStateChange(ctx, state); {
+			if state = conn.GetState(); state == connectivity.Ready {
+				select {
+				case back <- struct{}{}:
+				default:
+				}
+			}
+		}
+	}()
+	return back
 }
 
 // list renews the records. The list must be up to date, for one of a member that
@@ -110,10 +140,16 @@ func (f *feed) get(ctx context.Context, opts ...clientv3.OpOption) (*clientv3.Ge
 }
 
 // put takes in one record. A bad one counts as gone, in old clients and in new
-// ones, and is warned of once.
+// ones, and is warned of once. What lies deeper is another service's.
 func (f *feed) put(key string, value []byte, revision int64) {
 	f.revisions[key] = revision
+	if strings.Contains(key[len(f.prefix):], "/") {
+		return
+	}
 	i, err := decodeRecord(key, value)
+	if err == nil && !utf8.ValidString(key) {
+		err = errors.New("registry: key must be UTF-8")
+	}
 	if err == nil {
 		f.records[key] = i
 		delete(f.warned, key)
@@ -128,27 +164,32 @@ func (f *feed) put(key string, value []byte, revision int64) {
 
 // watch follows changes until the watch ends, and reports false if ctx did.
 //
-// It also looks at etcd now and then, for a watch can be deaf without a sign. It is
-// not ended for a look, changes would be missed meanwhile; and what differs may be on
-// its way, so only what still differs at a second look is.
-func (f *feed) watch(ctx context.Context, list func([]Instance), fail func(error)) bool {
-	wctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+// It also looks at etcd now and then, and whenever the connection is back, for a watch
+// can be deaf without a sign. It is not ended for a look: changes would be missed
+// meanwhile. And what differs may be on its way, so the same has to differ several times.
+func (f *feed) watch(ctx context.Context, back <-chan struct{}, list func([]Instance), fail func(error)) bool {
+	wctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	changes := f.cli.Watch(wctx, f.prefix, clientv3.WithPrefix(), clientv3.WithRev(f.header.Revision+1))
-	probe := time.NewTicker(f.probe)
+	changes := f.watches.watch(wctx, f.cli, f.prefix, clientv3.WithPrefix(), clientv3.WithRev(f.header.Revision+1))
+	probe := time.NewTimer(f.probe)
 	defer probe.Stop()
-	confirm := time.NewTimer(0)
-	<-confirm.C
-	defer confirm.Stop()
 
-	looks := make(chan lookResult, 1)
-	var looking, suspected, failed bool
+	results := make(chan lookResult, 1)
+	var looking, full, failed bool
+	var looks, differed int
 	var looked time.Time
+	var suspects map[string]int64 // what the last looks saw otherwise
 	look := func() {
-		if !looking && time.Since(looked) > minProbeInterval {
-			looking, looked = true, time.Now()
-			go func() { looks <- f.look(wctx) }()
+		if looking || time.Since(looked) < minProbeInterval {
+			probe.Reset(minProbeInterval)
+			return
 		}
+		looks++
+		looking, looked = true, time.Now()
+		all := full || looks%fullLook == 0
+		full = false
+		seen := f.header
+		go func() { results <- f.look(wctx, seen, all) }()
 	}
 	for {
 		select {
@@ -156,25 +197,45 @@ func (f *feed) watch(ctx context.Context, list func([]Instance), fail func(error
 			return false
 		case <-f.again:
 			look()
+		case <-back:
+			full = true
+			look()
 		case <-probe.C:
 			look()
-		case <-confirm.C:
-			look()
-		case l := <-looks:
+		case l := <-results:
 			looking = false
+			probe.Reset(f.probe)
 			switch {
 			case l.err != nil:
-				failed = true
+				failed, full = true, full || l.full
 				if ctx.Err() == nil {
 					fail(f.explain(l.err))
 				}
-			case l.older(f.header) || suspected && f.differs(l):
+				probe.Reset(min(f.probe, retryLook)) // another member may answer
+				continue
+			case l.older():
+				differed = doubts
+			case !l.full:
+				full = l.count != len(f.revisions)
+			default:
+				now := f.missed(l)
+				if differed > 0 {
+					maps.DeleteFunc(now, func(key string, rev int64) bool { return suspects[key] != rev })
+				}
+				suspects = now
+				if differed++; len(now) == 0 {
+					differed = 0
+				}
+				full = differed > 0
+			}
+			if full {
+				probe.Reset(confirmAfter)
+			}
+			if differed >= doubts {
 				logger.Warningf("etcd has lost its memory, or the watch has missed some: listing %q again", f.prefix)
 				return true
-			case f.differs(l):
-				suspected = true
-				confirm.Reset(confirmAfter)
-			case failed:
+			}
+			if failed {
 				failed = false
 				list(f.instances())
 			}
@@ -185,7 +246,6 @@ func (f *feed) watch(ctx context.Context, list func([]Instance), fail func(error
 				}
 				return ctx.Err() == nil
 			}
-			suspected = false
 			f.header = resp.Header
 			for _, ev := range resp.Events {
 				key := string(ev.Kv.Key)
@@ -205,44 +265,59 @@ func (f *feed) watch(ctx context.Context, list func([]Instance), fail func(error
 	}
 }
 
-// lookResult is what a look at etcd finds: how many records there are, and when the
-// newest was written.
+// lookResult is what a look at etcd finds.
 type lookResult struct {
-	header *pb.ResponseHeader
-	count  int
-	newest int64
-	err    error
+	full         bool
+	seen, header *pb.ResponseHeader // the newest known when it began, and its own
+	count        int
+	revisions    map[string]int64 // of all keys, in a full look
+	err          error
 }
 
 // look finds an etcd whose data was wiped or replaced: the client resumes its watch
 // there by itself, at a revision that may be far away, or past what was written
 // since. It gives no sign.
-func (f *feed) look(ctx context.Context) lookResult {
-	resp, err := f.get(ctx, clientv3.WithKeysOnly(), clientv3.WithLimit(1),
-		clientv3.WithSort(clientv3.SortByModRevision, clientv3.SortDescend))
-	if err != nil {
-		return lookResult{err: err}
+func (f *feed) look(ctx context.Context, seen *pb.ResponseHeader, full bool) lookResult {
+	what := clientv3.WithCountOnly()
+	if full {
+		what = clientv3.WithKeysOnly()
 	}
-	l := lookResult{header: resp.Header, count: int(resp.Count)}
-	for _, kv := range resp.Kvs {
-		l.newest = kv.ModRevision
+	resp, err := f.get(ctx, what)
+	if err != nil {
+		return lookResult{full: full, err: err}
+	}
+	l := lookResult{full: full, seen: seen, header: resp.Header, count: int(resp.Count)}
+	if full {
+		l.revisions = make(map[string]int64, len(resp.Kvs))
+		for _, kv := range resp.Kvs {
+			l.revisions[string(kv.Key)] = kv.ModRevision
+		}
 	}
 	return l
 }
 
-// older reports whether the data is not that of seen: a cluster that goes on never
-// shows an older revision or term to a linearizable read.
-func (l lookResult) older(seen *pb.ResponseHeader) bool {
-	return l.header.ClusterId != seen.ClusterId ||
-		l.header.Revision < seen.Revision || l.header.RaftTerm < seen.RaftTerm
+// older reports whether the data is older than what was known: a cluster that goes on
+// never shows an older revision or term to a linearizable read.
+func (l lookResult) older() bool {
+	return l.header.ClusterId != l.seen.ClusterId ||
+		l.header.Revision < l.seen.Revision || l.header.RaftTerm < l.seen.RaftTerm
 }
 
-func (f *feed) differs(l lookResult) bool {
-	var newest int64
-	for _, revision := range f.revisions {
-		newest = max(newest, revision)
+// missed returns the keys that a full look has otherwise than the watch told, by the
+// revision in question. Changes that are on their way are among them, but not for long.
+func (f *feed) missed(l lookResult) map[string]int64 {
+	missed := make(map[string]int64)
+	for key, rev := range l.revisions {
+		if rev > f.revisions[key] && rev <= l.seen.Revision {
+			missed[key] = rev
+		}
 	}
-	return l.count != len(f.revisions) || l.newest != newest
+	for key, rev := range f.revisions {
+		if _, ok := l.revisions[key]; !ok && rev <= l.seen.Revision {
+			missed[key] = rev
+		}
+	}
+	return missed
 }
 
 func (f *feed) instances() []Instance {

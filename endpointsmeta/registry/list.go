@@ -4,12 +4,13 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"maps"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // List returns the servers of service, sorted by id. Records that make no sense
-// are skipped with a warning in the log. It is safe for concurrent use, and ends
+// are skipped with a warning in the log; those of "game/eu" are not of "game". It is safe for concurrent use, and ends
 // with ctx, at the latest after a few seconds.
 func List(ctx context.Context, cli *clientv3.Client, service string) ([]Instance, error) {
 	if err := checkService(cli, service); err != nil {
@@ -19,7 +20,15 @@ func List(ctx context.Context, cli *clientv3.Client, service string) ([]Instance
 	if err := f.list(ctx); err != nil {
 		return nil, fmt.Errorf("registry: list of %q: %w", service, err)
 	}
-	return f.instances(), nil
+	return owned(f.instances()), nil
+}
+
+// owned makes the list the caller's to change.
+func owned(list []Instance) []Instance {
+	for i := range list {
+		list[i].Meta.Labels = maps.Clone(list[i].Meta.Labels)
+	}
+	return list
 }
 
 // Watch yields the servers of service, sorted by id: the whole list at first, and
@@ -49,10 +58,10 @@ func Watch(ctx context.Context, cli *clientv3.Client, service string) iter.Seq2[
 				return
 			case <-news.ready:
 				list, has, err := news.take()
-				if err != nil && !yield(nil, err) {
+				if has && !yield(owned(list), nil) {
 					return
 				}
-				if has && !yield(list, nil) {
+				if err != nil && !yield(nil, err) { // it came after the list
 					return
 				}
 			}

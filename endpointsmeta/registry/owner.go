@@ -3,9 +3,9 @@ package registry
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -23,11 +23,8 @@ func (r *Registration) run(ctx context.Context) {
 		var pause backoff
 		var said string
 		for {
-			// What is left of the old lease must not take the new record with it.
-			version := r.newest()
 			err := r.claim(ctx, false)
 			if err == nil {
-				r.wrote(version)
 				break
 			}
 			if ctx.Err() == nil && err.Error() != said {
@@ -41,12 +38,6 @@ func (r *Registration) run(ctx context.Context) {
 	}
 }
 
-func (r *Registration) newest() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.version
-}
-
 // hold keeps the lease alive and the record up to date. It returns why it could
 // not, when the record is lost or ctx ends.
 //
@@ -56,53 +47,41 @@ func (r *Registration) newest() int {
 func (r *Registration) hold(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	leases := clientv3.NewLease(r.cli)
-	defer leases.Close()
-	changes := r.cli.Watch(clientv3.WithRequireLeader(ctx), r.key)
+	held := r.leases[len(r.leases)-1].id
+	var seen atomic.Int64
+	seen.Store(time.Now().UnixNano())
+	ended := make(chan struct{}, 1)
+	renewing := make(chan struct{})
+	go func() {
+		defer close(renewing)
+		r.keepAlive(ctx, held, &seen, ended)
+	}()
+	defer func() { cancel(); <-renewing }()
+
 	check := time.NewTicker(max(r.ttl/3, 300*time.Millisecond))
 	defer check.Stop()
-
-	alive, err := leases.KeepAlive(ctx, r.lease)
-	if err != nil {
-		return err
-	}
-	seen := time.Now()
+	from := r.revision + 1
+	changes := r.watches.watch(ctx, r.cli, r.key, clientv3.WithRev(from))
+	var again <-chan time.Time // when to watch again
 	var pause backoff
 	for {
-		look := false
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case resp, ok := <-alive:
-			if ok {
-				seen = time.Now()
-				_ = resp
-				continue
-			}
-			// It ends without saying why. Look, and ask again.
-			if !pause.wait(ctx, r.cli) {
-				return ctx.Err()
-			}
-			if alive, err = leases.KeepAlive(ctx, r.lease); err != nil {
-				return err
-			}
-			look = true
+		case <-ended:
+		case <-check.C:
+		case <-again:
+			again = nil
+			changes = r.watches.watch(ctx, r.cli, r.key, clientv3.WithRev(from))
+			continue
 		case resp, ok := <-changes:
 			if !ok || resp.Err() != nil {
-				if !pause.wait(ctx, r.cli) {
-					return ctx.Err()
-				}
-				changes = r.cli.Watch(clientv3.WithRequireLeader(ctx), r.key)
+				changes, again = nil, time.After(pause.next())
 			}
-			look = true
-		case <-check.C:
-			look = true
 		case <-r.change:
-			version := r.newest()
-			guard := clientv3.Compare(clientv3.LeaseValue(r.key), "=", r.lease)
-			switch err := r.write(ctx, guard, r.lease); {
+			guard := clientv3.Compare(clientv3.LeaseValue(r.key), "=", held)
+			switch err := r.write(ctx, guard, held); {
 			case err == nil:
-				r.wrote(version)
 			case errors.Is(err, errGuard), leaseGone(err):
 				return err
 			default:
@@ -116,27 +95,23 @@ func (r *Registration) hold(ctx context.Context) error {
 			}
 			continue
 		}
-		if !look {
-			continue
-		}
-		kv, err := r.holder(ctx)
+		kv, at, err := r.holder(ctx)
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return ctx.Err()
-		case err != nil && time.Since(seen) > r.ttl:
+		case err != nil && time.Since(time.Unix(0, seen.Load())) > r.ttl:
 			return err // it cannot be there any more, as far as anyone here knows
 		case err != nil:
 			if conn := r.cli.ActiveConnection(); conn != nil {
 				conn.ResetConnectBackoff()
 			}
+			continue
 		case kv == nil:
 			return errors.New("the key is gone")
-		case clientv3.LeaseID(kv.Lease) != r.lease:
+		case clientv3.LeaseID(kv.Lease) != held || kv.ModRevision != r.revision:
 			return errors.New("the key was overwritten")
-		default:
-			pause.reset()
 		}
+		pause.reset()
+		from = max(from, at+1)
 	}
 }
-
-func leaseGone(err error) bool { return errors.Is(err, rpctypes.ErrLeaseNotFound) }

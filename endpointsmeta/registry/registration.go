@@ -60,11 +60,14 @@ type Registration struct {
 
 	cancel context.CancelFunc
 	done   chan struct{} // closed when the owner has ended
+	closed chan struct{} // closed when Close has ended
 	change chan struct{} // has a token when meta is newer than the record
 
-	// lease belongs to the goroutine that owns the record: Register's at first,
+	// What follows belongs to the goroutine that owns the record: Register's at first,
 	// then run's, and Close's after that has ended. It alone puts.
-	lease clientv3.LeaseID
+	watches  watcherID
+	leases   []lease // that the record may be under; the last is the newest
+	revision int64   // of the record as it was put last
 
 	updating sync.Mutex // held while meta is changed, and not while it is put
 
@@ -93,6 +96,9 @@ func Register(ctx context.Context, cli *clientv3.Client, service, addr string, m
 		return nil, err
 	}
 	m.ID = cmp.Or(m.ID, addr)
+	if err := checkRecord(addr, m); err != nil { // an address need not be fit for an id
+		return nil, err
+	}
 	m.Incarnation = 0
 	m.Labels = maps.Clone(m.Labels)
 	r := &Registration{
@@ -105,7 +111,9 @@ func Register(ctx context.Context, cli *clientv3.Client, service, addr string, m
 		meta:    m,
 		change:  make(chan struct{}, 1),
 		done:    make(chan struct{}),
+		closed:  make(chan struct{}),
 		news:    make(chan struct{}),
+		watches: newWatcherID(),
 		version: 1,
 	}
 	if strings.Contains(m.ID, "/") {
@@ -123,7 +131,7 @@ func Register(ctx context.Context, cli *clientv3.Client, service, addr string, m
 	r.told = newNotifier(r.notify)
 	owner, cancel := context.WithCancel(context.Background())
 	r.cancel = cancel
-	r.wrote(1)
+	r.wrote(1, m.Draining)
 	go r.run(owner)
 	return r, nil
 }
@@ -193,7 +201,7 @@ func (r *Registration) changeMeta(change func(*endpointsmeta.Meta)) (version int
 	old := r.Meta()
 	m := r.Meta()
 	change(&m)
-	if err := m.Validate(); err != nil {
+	if err := checkRecord(r.addr, m); err != nil {
 		return 0, err
 	}
 	if m.ID != old.ID || m.Incarnation != old.Incarnation {
@@ -214,17 +222,23 @@ func (r *Registration) changeMeta(change func(*endpointsmeta.Meta)) (version int
 // Close withdraws the server from etcd at once, by revoking its lease, and ends
 // what belongs to the registration. When etcd cannot be told within ctx, all ends
 // the same, and the error says that the record stays until its lease runs out.
-// Closing again does nothing.
+// Closing again waits for the first to end, or for ctx.
 func (r *Registration) Close(ctx context.Context) error {
 	r.mu.Lock()
 	again := r.closing
 	r.closing = true
 	r.mu.Unlock()
+	if again {
+		select {
+		case <-r.closed:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("registry: close of %q: %w", r.key, ctx.Err())
+		}
+	}
+	defer close(r.closed)
 	r.cancel()
 	<-r.done
-	if again {
-		return nil
-	}
 	err := r.revoke(ctx)
 	r.setState(Closed)
 	r.told.close()
@@ -234,32 +248,16 @@ func (r *Registration) Close(ctx context.Context) error {
 	return nil
 }
 
-func (r *Registration) revoke(ctx context.Context) error {
-	if r.lease == clientv3.NoLease {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	if conn := r.cli.ActiveConnection(); conn != nil {
-		conn.ResetConnectBackoff()
-	}
-	_, err := r.cli.Revoke(ctx, r.lease)
-	if leaseGone(err) {
-		return nil
-	}
-	return err
-}
-
 // wrote notes that a version of meta is in etcd.
-func (r *Registration) wrote(version int) {
+func (r *Registration) wrote(version int, draining bool) {
 	r.mu.Lock()
 	r.written = max(r.written, version)
-	state := Registered
-	if r.meta.Draining {
-		state = Draining
-	}
 	r.mu.Unlock()
-	r.setState(state)
+	if draining {
+		r.setState(Draining)
+	} else {
+		r.setState(Registered)
+	}
 }
 
 func (r *Registration) setState(s State) {

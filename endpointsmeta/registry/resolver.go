@@ -153,6 +153,7 @@ func (r *etcdResolver) ResolveNow(resolver.ResolveNowOptions) {
 func (r *etcdResolver) start() {
 	f := newFeed(r.builder.cli, r.service)
 	f.probe, f.again = r.builder.probe, r.again
+	_, f.listed = r.builder.lastList(r.service) // better than what a member that lags has
 	r.wg.Go(func() {
 		f.run(r.ctx, func(l []Instance) {
 			r.builder.keepList(r.service, l)

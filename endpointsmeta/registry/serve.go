@@ -96,20 +96,22 @@ func Serve(ctx context.Context, cli *clientv3.Client, service string, srv *grpc.
 	select {
 	case err = <-failed:
 		cancel()
+		srv.Stop()
+		err = fmt.Errorf("registry: serve: %w", cmp.Or(err, grpc.ErrServerStopped))
 		if r := <-registered; r.reg != nil {
-			reg = r.reg
-			err = errors.Join(err, closeNow(ctx, reg))
+			err = errors.Join(err, closeNow(ctx, r.reg))
 		}
-		return fmt.Errorf("registry: serve: %w", err)
+		return err
 	case r := <-registered:
 		if r.err != nil {
+			told := ctx.Err() != nil // to leave, before it came
 			// Its record may have been seen for a moment, and calls have come.
 			sctx, scancel := context.WithTimeout(context.WithoutCancel(ctx), s.drainTimeout)
 			stop(sctx, srv)
 			scancel()
-			<-failed
-			if ctx.Err() != nil {
-				return nil // told to leave before it came
+			wait(failed)
+			if told {
+				return nil
 			}
 			return r.err
 		}
@@ -118,11 +120,12 @@ func Serve(ctx context.Context, cli *clientv3.Client, service string, srv *grpc.
 
 	select {
 	case err = <-failed:
+		srv.Stop()
 		return errors.Join(fmt.Errorf("registry: serve: %w", cmp.Or(err, grpc.ErrServerStopped)), closeNow(ctx, reg))
 	case <-ctx.Done():
 	}
 	err = s.leave(context.WithoutCancel(ctx), reg, srv)
-	<-failed
+	wait(failed)
 	return err
 }
 
@@ -161,7 +164,21 @@ func stop(ctx context.Context, srv *grpc.Server) {
 	select {
 	case <-stopped:
 	case <-ctx.Done():
-		srv.Stop()
-		<-stopped
+		// A handler that does not heed its context is left behind: GracefulStop, and
+		// Stop under grpc.WaitForHandlers, would wait for it.
+		done := make(chan struct{})
+		go func() {
+			srv.Stop()
+			close(done)
+		}()
+		wait(done)
+	}
+}
+
+// wait waits for what is about to happen, but not for ever.
+func wait[T any](done <-chan T) {
+	select {
+	case <-done:
+	case <-time.After(time.Second):
 	}
 }

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -31,5 +32,19 @@ func checkRecord(addr string, m endpointsmeta.Meta) error {
 	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
 		return fmt.Errorf("registry: addr must be one that clients can reach, not a wildcard, got %q", addr)
 	}
-	return m.Validate()
+	if err := m.Validate(); err != nil {
+		return err
+	}
+	value, err := json.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("registry: metadata: %w", err)
+	}
+	if len(value) > maxMeta {
+		return fmt.Errorf("registry: metadata must have at most %d bytes as JSON, got %d", maxMeta, len(value))
+	}
+	return nil
 }
+
+// maxMeta bounds what every client of a service keeps of each server. etcd itself takes
+// 1.5 MB.
+const maxMeta = 64 << 10
