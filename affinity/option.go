@@ -45,7 +45,8 @@ func newClient(opts []ClientOption) *clientOptions {
 // outgoing metadata has an id, a key or a session.
 //
 // req is the message of unary and of server-streaming calls; the latter are opened when
-// the generated code sends it, which is at once. Where the client streams, the stream is
+// the generated code sends it, which is at once; until then, RecvMsg and Header wait.
+// Where the client streams, the stream is
 // opened before there is a message: req is nil, and f has the context and the method to
 // go by. f runs on the goroutine of the call, concurrently with itself, and must not
 // keep or change req. A nil f is none, which is the default. Used twice, the last holds.
