@@ -3,6 +3,7 @@ package affinity
 import (
 	"context"
 	"fmt"
+	"time"
 	"unique"
 
 	"google.golang.org/grpc"
@@ -16,10 +17,15 @@ import (
 
 // call is one call as the client interceptors see it.
 type call struct {
-	ctx     context.Context // without what goes out
-	value   *callctx.Value  // nil if ctx has none
-	binding *session.Binding
-	keep    bool // streams of a session that has moved
+	ctx   context.Context // without what goes out
+	value *callctx.Value  // nil if ctx has none
+	begun time.Time
+	asked string // the server to which another one sent the call, "" if none did
+
+	// For a call that goes by a session, what that knows of the channel's target.
+	binding *session.Binding // nil if there is no session
+	was     *session.State   // when the call began
+	route   *callctx.Route   // nil if was tells where it goes
 }
 
 // channelTarget is a channel's canonical target. Interceptors mostly belong to one
@@ -30,7 +36,7 @@ type channelTarget struct {
 }
 
 func (o *clientOptions) newCall(ctx context.Context, cc *grpc.ClientConn) call {
-	c := call{ctx: ctx, value: callctx.From(ctx), keep: o.keepStreams}
+	c := call{ctx: ctx, value: callctx.From(ctx), begun: time.Now()}
 	if c.value == nil || c.value.Session == nil || c.value.ID != "" || cc == nil {
 		return c
 	}
@@ -40,12 +46,32 @@ func (o *clientOptions) newCall(ctx context.Context, cc *grpc.ClientConn) call {
 		o.target.Store(t)
 	}
 	c.binding = c.value.Session.Bind(t.target)
+	c.was = c.binding.Load()
 	return c
 }
 
-// session returns what the call's session knows of the channel's target, nil if the
-// call does not go by a session.
-func (c *call) session() *session.Binding { return c.binding }
+// trace has the balancer note where the call goes.
+func (c *call) trace() {
+	v := *c.value
+	c.route = &callctx.Route{Also: v.Route} // that one may be shared
+	v.Route = c.route
+	c.ctx = callctx.With(c.ctx, v)
+}
+
+// at returns the server that the balancer chose, nil if it was a proxy that did. It may
+// be wrong if the session is not in the state was any more.
+func (c *call) at() *session.Place {
+	if c.route != nil {
+		if hop := c.route.Last(); hop != nil {
+			return hop.Place
+		}
+		return nil
+	}
+	if c.was.Place.Name != "" {
+		return nil
+	}
+	return c.was.Place
+}
 
 // name is what the session's server calls itself, if only a proxy can find it.
 func (c *call) name() string {
@@ -55,27 +81,34 @@ func (c *call) name() string {
 	return ""
 }
 
-// invoke makes a unary call of a session and learns from the answer what the picker
+// invoke makes a unary call of a session and learns from the answer what the balancer
 // cannot know.
-func (c *call) invoke(do func(...grpc.CallOption) error) error {
+func (c *call) invoke(do func(context.Context, ...grpc.CallOption) error) error {
+	if c.route == nil && (c.was == nil || !c.was.Confirmed || c.was.Place.Bare) {
+		c.trace()
+	}
+	out, err := outgoing(c.ctx, c.name())
+	if err != nil {
+		return err
+	}
 	var header, trailer metadata.MD
-	err := do(grpc.Header(&header), grpc.Trailer(&trailer))
-	c.learn(header, trailer)
+	err = do(out, grpc.Header(&header), grpc.Trailer(&trailer))
+	c.learn(c.at(), header, trailer, err)
 	return err
 }
 
-func (c *call) learn(header, trailer metadata.MD) {
+// learn takes in an answer of the server at a place, err being the status that it ended
+// with.
+func (c *call) learn(at *session.Place, header, trailer metadata.MD, err error) {
 	name := signer(header, trailer)
-	if name != "" {
-		if s := c.binding.Load(); s == nil || s.Place != nil && (s.Place.Bare || s.Place.Name != "") {
-			c.binding.Answered(name)
-		}
+	if name == "" && at == nil && err == nil {
+		name = c.asked // nobody else answers for it
+	}
+	if _, moved := session.Elsewhere(err); name != "" && !moved {
+		c.binding.Answered(c.was, at, name)
 	}
 	if released(trailer) {
-		s := c.binding.Load()
-		if s != nil && (name == "" || s.Place == nil || s.Place.Called() == name) {
-			c.binding.Forget(s)
-		}
+		c.binding.Released(c.was, at, name)
 	}
 }
 
@@ -92,38 +125,57 @@ func signer(header, trailer metadata.MD) string {
 	return ids[0]
 }
 
-// follow returns the context of the call that goes where err says that the state is.
-func (c *call) follow(err error) (context.Context, bool) {
+// follow returns the call that goes where err says that the state is.
+func (c *call) follow(err error) (call, bool) {
 	if status.Code(err) != codes.FailedPrecondition || c.ctx.Err() != nil {
-		return nil, false
+		return call{}, false
 	}
 	id, ok := MovedTo(err)
 	if !ok || id == "" {
-		return nil, false
+		return call{}, false
 	}
 	var v callctx.Value
 	if c.value != nil {
 		v = *c.value
 	}
 	if v.Required {
-		return nil, false
+		return call{}, false
 	}
 	v.ID, v.Required, v.Moved, v.NoHeaders = id, true, true, false
 	if c.binding == nil {
 		v.Session = nil // the id that the call came with won over it
 	}
-	return callctx.With(c.ctx, v), true
+	to := call{asked: id, value: &v, binding: c.binding, was: c.binding.Load()}
+	if to.ctx = callctx.With(c.ctx, v); to.binding != nil {
+		to.trace()
+	}
+	return to, true
+}
+
+// limit keeps a second call within the time that the service config gives the method,
+// which gRPC counts anew for each call.
+func (c *call) limit(cc *grpc.ClientConn, method string, begun time.Time) context.CancelFunc {
+	if cc == nil {
+		return func() {}
+	}
+	mc := cc.GetMethodConfig(method)
+	if mc.Timeout == nil {
+		return func() {}
+	}
+	var cancel context.CancelFunc
+	c.ctx, cancel = context.WithDeadline(c.ctx, begun.Add(*mc.Timeout))
+	return cancel
 }
 
 // followed returns the error of the call that went where first said.
 func (c *call) followed(first, second error) error {
 	id, ok := MovedTo(second)
-	if !ok || second == nil {
+	if !ok || id == "" {
 		return second
 	}
 	from, _ := MovedTo(first)
-	if c.binding != nil && id != "" {
-		c.binding.Send(id)
+	if c.binding != nil {
+		c.binding.Send(c.was, c.at(), id)
 	}
 	return movedStatus(codes.FailedPrecondition, id,
 		fmt.Sprintf("the state was said to be on server %q, which says that it is on %q", from, id))

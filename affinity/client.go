@@ -2,6 +2,7 @@ package affinity
 
 import (
 	"context"
+	"slices"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -25,7 +26,8 @@ import (
 // client. Whether a server is required is not sent: it is about picking, and
 // picking is done here.
 //
-// A call that a server answers with [Moved] is made once more, there; and an answer
+// A call that a server answers with [Moved] is made once more, there, in what is left of
+// its time; and an answer
 // teaches the call's [Session] what the balancer cannot know. With [WithKeyFunc] a call
 // without affinity gets the key of its request.
 //
@@ -35,19 +37,20 @@ import (
 func UnaryClientInterceptor(opts ...ClientOption) grpc.UnaryClientInterceptor {
 	o := newClient(opts)
 	return func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoker grpc.UnaryInvoker, callOpts ...grpc.CallOption) error {
-		ctx = o.withKey(ctx, method, req)
-		c := o.newCall(ctx, cc)
-		out, err := outgoing(ctx, c.name())
-		if err != nil {
-			return err
-		}
-		if c.session() == nil {
-			err = invoker(out, method, req, reply, cc, callOpts...)
-		} else {
-			err = c.invoke(func(md ...grpc.CallOption) error {
-				return invoker(out, method, req, reply, cc, append(callOpts[:len(callOpts):len(callOpts)], md...)...)
+		c := o.newCall(o.withKey(ctx, method, req), cc)
+		do := func(c *call) error {
+			if c.binding == nil {
+				out, err := outgoing(c.ctx, "")
+				if err != nil {
+					return err
+				}
+				return invoker(out, method, req, reply, cc, callOpts...)
+			}
+			return c.invoke(func(ctx context.Context, md ...grpc.CallOption) error {
+				return invoker(ctx, method, req, reply, cc, append(callOpts[:len(callOpts):len(callOpts)], md...)...)
 			})
 		}
+		err := do(&c)
 		if err == nil {
 			return nil
 		}
@@ -55,11 +58,8 @@ func UnaryClientInterceptor(opts ...ClientOption) grpc.UnaryClientInterceptor {
 		if !again {
 			return err
 		}
-		out, ferr := outgoing(to, c.name())
-		if ferr != nil {
-			return err
-		}
-		return c.followed(err, invoker(out, method, req, reply, cc, callOpts...))
+		defer to.limit(cc, method, c.begun)()
+		return to.followed(err, do(&to))
 	}
 }
 
@@ -73,21 +73,20 @@ func StreamClientInterceptor(opts ...ClientOption) grpc.StreamClientInterceptor 
 	o := newClient(opts)
 	return func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, callOpts ...grpc.CallOption) (grpc.ClientStream, error) {
 		open := func(req any) (grpc.ClientStream, error) {
-			ctx := o.withKey(ctx, method, req)
-			c := o.newCall(ctx, cc)
-			out, err := outgoing(ctx, c.name())
-			if err != nil {
-				return nil, err
-			}
-			if c.session() == nil {
+			c := o.newCall(o.withKey(ctx, method, req), cc)
+			if c.binding == nil {
+				out, err := outgoing(c.ctx, "")
+				if err != nil {
+					return nil, err
+				}
 				return streamer(out, desc, cc, method, callOpts...)
 			}
-			return c.open(out, desc, func(ctx context.Context) (grpc.ClientStream, error) {
-				return streamer(ctx, desc, cc, method, callOpts...)
+			return c.open(desc, o.keepStreams, func(ctx context.Context, end grpc.CallOption) (grpc.ClientStream, error) {
+				return streamer(ctx, desc, cc, method, append(callOpts[:len(callOpts):len(callOpts)], end)...)
 			})
 		}
 		if o.keyFunc != nil && desc.ServerStreams && !desc.ClientStreams && !hasAffinity(ctx) {
-			return &lateStream{ctx: ctx, open: open}, nil
+			return &lateStream{ctx: ctx, open: open, opened: make(chan struct{})}, nil
 		}
 		return open(nil)
 	}
@@ -103,9 +102,11 @@ func (o *clientOptions) withKey(ctx context.Context, method string, req any) con
 
 // hasAffinity reports whether ctx says where its calls belong, by value or by header.
 func hasAffinity(ctx context.Context) bool {
-	return !callctx.From(ctx).Empty() ||
-		len(metadata.ValueFromOutgoingContext(ctx, IDHeader)) > 0 ||
-		len(metadata.ValueFromOutgoingContext(ctx, KeyHeader)) > 0
+	return !callctx.From(ctx).Empty() || hasHeader(ctx, IDHeader) || hasHeader(ctx, KeyHeader)
+}
+
+func hasHeader(ctx context.Context, name string) bool {
+	return slices.ContainsFunc(metadata.ValueFromOutgoingContext(ctx, name), func(v string) bool { return v != "" })
 }
 
 // outgoing returns ctx with its affinity in the outgoing metadata, or with the

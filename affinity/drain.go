@@ -16,13 +16,7 @@ type drain struct {
 
 func newDrain(begun context.Context, grace time.Duration) *drain {
 	over, cancel := context.WithCancel(context.Background())
-	context.AfterFunc(begun, func() {
-		if grace > 0 {
-			time.AfterFunc(grace, cancel)
-		} else {
-			cancel()
-		}
-	})
+	context.AfterFunc(begun, func() { time.AfterFunc(grace, cancel) })
 	return &drain{begun, over}
 }
 
@@ -48,15 +42,18 @@ type drainStream struct {
 
 // serve runs the handler on a stream that leaves with the server.
 func (d *drain) serve(ss grpc.ServerStream, handler func(grpc.ServerStream) error) error {
+	if d.left() {
+		return leaving()
+	}
 	ctx, cancel := context.WithCancel(context.WithValue(ss.Context(), drainKey{}, d))
 	defer cancel()
 	stop := context.AfterFunc(d.over, cancel)
 	defer stop()
 	err := handler(&drainStream{ss, ctx, d})
-	if err != nil && d.left() {
-		return leaving()
+	if _, moved := MovedTo(err); moved || !d.left() {
+		return err
 	}
-	return err
+	return leaving()
 }
 
 func (d *drain) left() bool { return d.over.Err() != nil }

@@ -10,6 +10,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/homing-grpc/homing/internal/session"
 )
 
 const (
@@ -17,8 +19,8 @@ const (
 	// [google.golang.org/genproto/googleapis/rpc/errdetails.ErrorInfo] by which a
 	// status says that the state is elsewhere. Its metadata has the server's id under
 	// "id", "" if it is not known.
-	MovedReason = "AFFINITY_MOVED"
-	MovedDomain = "homing-grpc.github.com"
+	MovedReason = session.MovedReason
+	MovedDomain = session.MovedDomain
 
 	// ReleaseTrailer is in the trailer of a call after which the server holds nothing
 	// for the session any more; its value is "1".
@@ -50,22 +52,11 @@ func Moved(id string) error {
 // away; or that of a stream that a draining server ended, which does not know where
 // the state will be, and gives "". It looks through wrapped errors.
 func MovedTo(err error) (id string, ok bool) {
-	s, isStatus := status.FromError(err)
-	if err == nil || !isStatus {
+	id, ok = session.Elsewhere(err)
+	if problem(id) != "" {
 		return "", false
 	}
-	for _, d := range s.Details() {
-		info, is := d.(*errdetails.ErrorInfo)
-		if !is || info.GetReason() != MovedReason || info.GetDomain() != MovedDomain {
-			continue
-		}
-		id := info.GetMetadata()["id"]
-		if problem(id) != "" {
-			return "", false
-		}
-		return id, true
-	}
-	return "", false
+	return id, ok
 }
 
 func movedStatus(code codes.Code, id, message string) error {

@@ -45,7 +45,8 @@ func newClient(opts []ClientOption) *clientOptions {
 // outgoing metadata has an id, a key or a session.
 //
 // req is the message of unary and of server-streaming calls; the latter are opened when
-// the generated code sends it, which is at once. Where the client streams, the stream is
+// the generated code sends it, which is at once; until then, RecvMsg and Header wait.
+// Where the client streams, the stream is
 // opened before there is a message: req is nil, and f has the context and the method to
 // go by. f runs on the goroutine of the call, concurrently with itself, and must not
 // keep or change req. A nil f is none, which is the default. Used twice, the last holds.
@@ -112,10 +113,12 @@ func newServer(opts []ServerOption) *serverOptions {
 
 // WithDrain lets streams leave a server that drains in good order. From the moment that
 // draining ends, they have the grace to end by themselves: handlers see it by [Draining].
-// After it their context ends and RecvMsg and SendMsg fail in the handler, and what the
-// handler then returns reaches the client as code Aborted, with the detail that
-// [MovedTo] reads. A [Session] goes to another server with its next call; its OnMove
-// says that it was drained. Streams that are opened after the grace end at once.
+// After it their context ends and RecvMsg and SendMsg fail in the handler, and whatever
+// the handler then returns, nil too, reaches the client as code Aborted with the detail
+// that [MovedTo] reads; what it returns of [Moved] is left as it is. A [Session] goes to
+// another server with its next call; its OnMove says that it was drained. Streams that
+// are opened after the grace end at once. A SendMsg that is waiting for a client that
+// does not read is not ended by this: it ends with the connection.
 //
 // draining is best the context that also ends [registry.Serve], so that the server is
 // known to be draining when its clients come back to the balancer. Unary calls are not

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	"github.com/homing-grpc/homing/internal/callctx"
 	"github.com/homing-grpc/homing/internal/session"
 )
 
@@ -22,49 +21,52 @@ import (
 type sessionStream struct {
 	grpc.ClientStream
 	call     call
-	route    *callctx.Route
-	many     bool // the server sends more than one message
+	many     bool            // the server sends more than one message
+	noted    *session.Stream // nil if it does not end when the session moves
 	answered atomic.Bool
-
-	cancel context.CancelFunc
-	noted  *session.Stream // nil if it does not end when the session moves
-	end    func()
+	named    atomic.Pointer[session.Place] // where it is, if the answer says more than the balancer
+	ended    atomic.Bool                   // by a status that the session's move has not made
 }
 
-// open opens a stream of a session.
-func (c *call) open(ctx context.Context, desc *grpc.StreamDesc, streamer func(context.Context) (grpc.ClientStream, error)) (grpc.ClientStream, error) {
-	v := *callctx.From(ctx)
-	if v.Route == nil {
-		v.Route = new(callctx.Route)
-		ctx = callctx.With(ctx, v)
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	cs, err := streamer(ctx)
+// open opens a stream of a session. end is an option of the call that is to be made.
+func (c *call) open(desc *grpc.StreamDesc, keep bool, streamer func(ctx context.Context, end grpc.CallOption) (grpc.ClientStream, error)) (grpc.ClientStream, error) {
+	c.trace()
+	out, err := outgoing(c.ctx, c.name())
 	if err != nil {
-		cancel()
 		return nil, err
 	}
-	s := &sessionStream{ClientStream: cs, call: *c, route: v.Route, many: desc.ServerStreams, cancel: cancel}
-	s.end = cancel
-	if hop := s.route.Last(); hop != nil && !c.keep {
-		s.noted = c.binding.Stream(hop.Place, cancel)
-		s.end = sync.OnceFunc(func() {
+	s := &sessionStream{call: *c, many: desc.ServerStreams}
+	ctx, cancel := context.WithCancel(out)
+	end := func(error) { cancel() }
+	if !keep {
+		s.noted = c.binding.Stream(s.at, cancel)
+		end = func(error) {
 			cancel()
 			s.noted.End()
-		})
-		// Streams may be left without a last RecvMsg.
-		context.AfterFunc(ctx, s.end)
+		}
+	}
+	if s.ClientStream, err = streamer(ctx, grpc.OnFinish(end)); err != nil {
+		end(err)
+		return nil, err
+	}
+	if s.noted != nil {
+		s.noted.Opened()
 	}
 	return s, nil
 }
 
+// at returns where the stream is, nil if that is not known.
+func (s *sessionStream) at() *session.Place {
+	if p := s.named.Load(); p != nil {
+		return p
+	}
+	return s.call.at()
+}
+
 func (s *sessionStream) Header() (metadata.MD, error) {
 	header, err := s.ClientStream.Header()
-	if err == nil && header != nil {
+	if header != nil {
 		s.answer()
-	}
-	if err != nil {
-		err = s.left(err)
 	}
 	return header, err
 }
@@ -77,12 +79,13 @@ func (s *sessionStream) RecvMsg(m any) error {
 			return nil
 		}
 	}
-	return s.ended(err)
+	return s.end(err)
 }
 
+// SendMsg cannot know what ended the stream, if RecvMsg has not said.
 func (s *sessionStream) SendMsg(m any) error {
 	err := s.ClientStream.SendMsg(m)
-	if err != nil {
+	if err == io.EOF && !s.ended.Load() {
 		err = s.left(err)
 	}
 	return err
@@ -93,37 +96,46 @@ func (s *sessionStream) answer() {
 	if s.answered.Swap(true) {
 		return
 	}
-	if hop := s.route.Last(); hop != nil {
-		if st := s.call.binding.Load(); st != nil && st.Place == hop.Place {
-			s.call.binding.Confirm(st, hop.Place)
+	b, at := s.call.binding, s.call.at()
+	if at != nil {
+		if st := b.Load(); st != nil && st.Place != nil && st.Place.Same(at) {
+			b.Confirm(st, at)
+		}
+		if !at.Bare {
+			return
 		}
 	}
-	if st := s.call.binding.Load(); st == nil || st.Place != nil && st.Place.Bare {
-		header, _ := s.ClientStream.Header() // is there by now
-		s.call.learn(header, nil)
+	header, _ := s.ClientStream.Header() // is there by now
+	if name := signer(header, nil); name != "" {
+		s.named.Store(at.Named(name))
+		b.Answered(s.call.was, at, name)
 	}
 }
 
-// ended takes in how the stream ended: err is its status, nil after the one message of a
+// end takes in how the stream ended: err is its status, nil after the one message of a
 // server that sends no more.
-func (s *sessionStream) ended(err error) error {
-	defer s.end()
-	b := s.call.binding
-	header, _ := s.ClientStream.Header()
-	s.call.learn(header, s.Trailer())
-	if err == nil || err == io.EOF {
+func (s *sessionStream) end(err error) error {
+	if s.ended.Load() {
 		return err
 	}
-	if id, ok := MovedTo(err); ok {
-		switch hop := s.route.Last(); {
-		case id != "":
-			b.Send(id)
-		case hop != nil:
-			b.Leave(hop.Place, ReasonDrained)
+	if status.Code(err) == codes.Canceled {
+		// A status that the server had sent says something else.
+		if left := s.left(err); left != err {
+			return left
 		}
 	}
-	if status.Code(err) == codes.Canceled {
-		err = s.left(err) // a status that the server had sent says something else
+	s.ended.Store(true)
+	c := &s.call
+	header, _ := s.ClientStream.Header()
+	if err == io.EOF {
+		c.learn(s.at(), header, s.Trailer(), nil)
+		return err
+	}
+	c.learn(s.at(), header, s.Trailer(), err)
+	if id, ok := MovedTo(err); ok && id != "" {
+		c.binding.Send(c.was, s.at(), id)
+	} else if ok {
+		c.binding.Leave(c.was, s.at(), ReasonDrained)
 	}
 	return err
 }
@@ -140,67 +152,88 @@ func (s *sessionStream) left(err error) error {
 }
 
 // lateStream is opened when its first message is sent, so that the message can say
-// where it goes. Generated code sends it before it hands the stream out.
+// where it goes. Generated code sends it before it hands the stream out. What waits for
+// an answer before that waits, as it would on a stream that is open.
 type lateStream struct {
-	grpc.ClientStream // nil until then
-
-	ctx  context.Context
-	open func(req any) (grpc.ClientStream, error)
-
-	mu  sync.Mutex // held while it is opened
-	err error
+	ctx    context.Context
+	open   func(req any) (grpc.ClientStream, error)
+	once   sync.Once
+	opened chan struct{} // closed when the following are set
+	stream grpc.ClientStream
+	err    error
 }
 
-func (s *lateStream) opened(req any) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ClientStream == nil && s.err == nil {
-		s.ClientStream, s.err = s.open(req)
-	}
+// start opens the stream, if that has not been done.
+func (s *lateStream) start(req any) error {
+	s.once.Do(func() {
+		defer close(s.opened)
+		s.stream, s.err = s.open(req)
+	})
 	return s.err
 }
 
+// wait waits until the stream is opened.
+func (s *lateStream) wait() error {
+	select {
+	case <-s.opened:
+		return s.err
+	default:
+	}
+	select {
+	case <-s.opened:
+		return s.err
+	case <-s.ctx.Done():
+		return status.FromContextError(s.ctx.Err()).Err()
+	}
+}
+
 func (s *lateStream) SendMsg(m any) error {
-	if err := s.opened(m); err != nil {
+	if err := s.start(m); err != nil {
 		return err
 	}
-	return s.ClientStream.SendMsg(m)
-}
-
-func (s *lateStream) RecvMsg(m any) error {
-	if err := s.opened(nil); err != nil {
-		return err
-	}
-	return s.ClientStream.RecvMsg(m)
-}
-
-func (s *lateStream) Header() (metadata.MD, error) {
-	if err := s.opened(nil); err != nil {
-		return nil, err
-	}
-	return s.ClientStream.Header()
+	return s.stream.SendMsg(m)
 }
 
 func (s *lateStream) CloseSend() error {
-	if err := s.opened(nil); err != nil {
+	if err := s.start(nil); err != nil {
 		return err
 	}
-	return s.ClientStream.CloseSend()
+	return s.stream.CloseSend()
+}
+
+func (s *lateStream) RecvMsg(m any) error {
+	if err := s.wait(); err != nil {
+		return err
+	}
+	return s.stream.RecvMsg(m)
+}
+
+func (s *lateStream) Header() (metadata.MD, error) {
+	if err := s.wait(); err != nil {
+		return nil, err
+	}
+	return s.stream.Header()
 }
 
 func (s *lateStream) Trailer() metadata.MD {
-	if s.opened(nil) != nil {
-		return nil
+	if s.isOpen() {
+		return s.stream.Trailer()
 	}
-	return s.ClientStream.Trailer()
+	return nil
 }
 
-// Context does not open the stream: it may be asked for before the first message.
 func (s *lateStream) Context() context.Context {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ClientStream == nil {
-		return s.ctx
+	if s.isOpen() {
+		return s.stream.Context()
 	}
-	return s.ClientStream.Context()
+	return s.ctx
+}
+
+func (s *lateStream) isOpen() bool {
+	select {
+	case <-s.opened:
+		return s.err == nil
+	default:
+		return false
+	}
 }

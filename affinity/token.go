@@ -7,6 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
+	"unicode/utf8"
 	"unique"
 
 	"github.com/homing-grpc/homing/internal/callctx"
@@ -45,6 +48,7 @@ func (s *Session) MarshalText() ([]byte, error) {
 	s.s.All(func(target string, p *session.Place) {
 		t.Places = append(t.Places, tokenPlace{target, p.ID, p.Name, p.Incarnation, p.Bare})
 	})
+	slices.SortFunc(t.Places, func(a, b tokenPlace) int { return strings.Compare(a.Target, b.Target) })
 	if err := t.check(); err != nil {
 		return nil, fmt.Errorf("affinity: marshal session: %w", err)
 	}
@@ -88,6 +92,9 @@ func parseToken(text []byte) (t token, err error) {
 	if !ok {
 		return t, fmt.Errorf("text must begin with %q, got %s", tokenPrefix, quote(string(text)))
 	}
+	if bytes.ContainsAny(body, "\r\n") {
+		return t, errors.New("text is damaged: it has more than one line") // base64 would skip that
+	}
 	js, err := base64.RawURLEncoding.Strict().AppendDecode(nil, body)
 	if err != nil {
 		return t, fmt.Errorf("text is damaged: %w", err)
@@ -116,6 +123,9 @@ func (t token) check() error {
 	for _, p := range t.Places {
 		if len(p.Target) > maxTarget {
 			return fmt.Errorf("target %s: %d bytes are more than %d", quote(p.Target), len(p.Target), maxTarget)
+		}
+		if !utf8.ValidString(p.Target) {
+			return fmt.Errorf("target %s is not UTF-8", quote(p.Target)) // JSON would change it
 		}
 		if seen[p.Target] {
 			return fmt.Errorf("target %s is there twice", quote(p.Target))

@@ -45,8 +45,8 @@ func (p *picker) chooseBySession(v *callctx.Value) choice {
 			}
 		case st.Confirmed:
 			return choice{target: &sv.target, why: callctx.Session}
-		case st.Place.Incarnation != sv.target.place.Incarnation:
-			// A server told where to go; now its start is known, too.
+		case st.Place.Index < 0 || st.Place.Incarnation != sv.target.place.Incarnation:
+			// A server told where to go; now more of it is known.
 			c := choice{target: &sv.target, why: callctx.Moved}
 			if p.learn(b, st, st.Reason, &c) {
 				return c

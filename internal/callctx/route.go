@@ -27,6 +27,8 @@ func (r Reason) String() string { return reasons[r] }
 // Route is where a call went: one hop for each attempt, which follow one another.
 // The picker writes it.
 type Route struct {
+	Also *Route // is told, too; nil if there is none
+
 	last   atomic.Pointer[Hop]
 	hops   atomic.Int32
 	queued atomic.Bool
@@ -41,13 +43,20 @@ type Hop struct {
 }
 
 // Queued notes that the call waits.
-func (r *Route) Queued() { r.queued.Store(true) }
+func (r *Route) Queued() {
+	for ; r != nil; r = r.Also {
+		r.queued.Store(true)
+	}
+}
 
 // Went notes an attempt.
 func (r *Route) Went(h Hop) {
-	h.Waited = r.queued.Swap(false)
-	r.hops.Add(1)
-	r.last.Store(&h)
+	for ; r != nil; r = r.Also {
+		h.Waited = r.queued.Swap(false)
+		r.hops.Add(1)
+		last := h
+		r.last.Store(&last)
+	}
 }
 
 // Last returns the last attempt, nil if there was none yet.

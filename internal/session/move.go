@@ -2,9 +2,10 @@ package session
 
 // Move is a session that left a server's state behind.
 type Move struct {
-	Target   string
-	From, To string // server ids
-	Reason   Reason
+	Target string // the channel's canonical one
+	From   string // the server's id
+	To     string // likewise; its address if it has no metadata, and no answer has told its name yet
+	Reason Reason
 }
 
 // moves calls a function with every move, in order, on one goroutine, which lives

@@ -61,6 +61,18 @@ func (p *Place) Called() string {
 	return p.ID
 }
 
+// Named returns a place like p that goes by name; p is nil if no picker chose it.
+func (p *Place) Named(name string) *Place {
+	if p == nil {
+		p = NewPlace(name, 0, -1)
+	} else {
+		p = &Place{ID: p.ID, Incarnation: p.Incarnation, Index: p.Index, Bare: p.Bare}
+		p.lives = State{Place: p, Confirmed: true}
+	}
+	p.Name = name
+	return p
+}
+
 // Same reports whether both are the same start of the same server, as far as is
 // known.
 func (p *Place) Same(o *Place) bool {
@@ -161,7 +173,7 @@ func (s *Session) All(f func(target string, p *Place)) {
 // Reset forgets all places.
 func (s *Session) Reset() {
 	for b := s.first.Load(); b != nil; b = b.next {
-		b.state.Store(nil)
+		b.Forget(nil)
 	}
 }
 
@@ -174,8 +186,11 @@ func (b *Binding) Load() *State {
 }
 
 // Lives returns where the session lives, confirmed; nil if nowhere yet.
-func (b *Binding) Lives() *Place {
-	switch s := b.Load(); {
+func (b *Binding) Lives() *Place { return b.Load().home() }
+
+// home is where a session lives for certain.
+func (s *State) home() *Place {
+	switch {
 	case s == nil:
 		return nil
 	case s.Confirmed:
@@ -183,6 +198,21 @@ func (b *Binding) Lives() *Place {
 	default:
 		return s.Prev
 	}
+}
+
+// held is the server that holds what there is of the session, or is about to.
+func (s *State) held() *Place {
+	if p := s.place(); p != nil {
+		return p
+	}
+	return s.home()
+}
+
+func (s *State) place() *Place {
+	if s == nil {
+		return nil
+	}
+	return s.Place
 }
 
 // Tentative is the state of a session in old that is sent to p for reason. Where
@@ -223,10 +253,13 @@ func (b *Binding) Join(s *State) func(balancer.DoneInfo) {
 // done ends an attempt. Only received bytes prove an answer, and only that none
 // were sent proves that the server knows nothing of it.
 func (b *Binding) done(s *State, info balancer.DoneInfo) {
-	switch {
-	case info.BytesReceived:
-		b.Confirm(s, s.Place)
-	case info.BytesSent:
+	if info.BytesReceived {
+		// A server that says that the state is elsewhere is no home.
+		if !elsewhere(info) {
+			b.Confirm(s, s.Place)
+		}
+	}
+	if info.BytesSent || info.BytesReceived {
 		s.sent.Store(true)
 	}
 	if s.attempts.Add(-1) == 0 && !s.sent.Load() && b.state.Load() == s && s.attempts.CompareAndSwap(0, dead) {
@@ -242,90 +275,137 @@ func (b *Binding) Confirm(s *State, p *Place) bool {
 	}
 	b.session.mu.Lock()
 	defer b.session.mu.Unlock()
+	return b.arriveLocked(s, p, s.Reason)
+}
+
+// arriveLocked makes p the home of a session that was in state s, if it still is,
+// tells of the move, if it is one, and ends the streams that are elsewhere.
+func (b *Binding) arriveLocked(s *State, p *Place, why Reason) bool {
 	if !b.state.CompareAndSwap(s, &p.lives) {
 		return false
 	}
-	b.arrivedLocked(s, p)
+	if from := s.home(); from != nil && !from.isNow(p) {
+		b.session.tellLocked(Move{Target: b.target.Value(), From: from.Called(), To: p.Called(), Reason: why})
+	}
+	for st := range b.streams {
+		st.check(p)
+	}
 	return true
 }
 
-// arrivedLocked tells of the move to p, if it is one.
-func (b *Binding) arrivedLocked(s *State, p *Place) {
-	if s.Prev == nil || s.Prev.Same(p) {
-		return
-	}
-	b.session.tellLocked(Move{Target: b.target.Value(), From: s.Prev.Called(), To: p.Called(), Reason: s.Reason})
-	for st := range b.streams {
-		if !st.place.Same(p) {
-			st.leave(p.Called())
-		}
-	}
+// isNow reports whether a session that goes from p to o stays where it is: an address
+// that has another name now leads to another server.
+func (p *Place) isNow(o *Place) bool {
+	return p.Same(o) && (p.Name == "" || o.Name == "" || p.Name == o.Name)
 }
 
-// Answered takes in the name that the server at the state's place, or whoever
-// answered where no picker of ours chose, goes by.
-func (b *Binding) Answered(name string) {
+// Answered takes in the name that the server goes by which answered a call. The session
+// was in state was when the call was made. at is the place that a picker chose for the
+// call, nil if none of ours did, so that a proxy must have chosen.
+func (b *Binding) Answered(was *State, at *Place, name string) {
 	b.session.mu.Lock()
 	defer b.session.mu.Unlock()
-	old := b.state.Load()
+	now := b.state.Load()
 	var p *Place
-	switch {
-	case old == nil:
-		p = NewPlace(name, 0, -1)
-		p.Name = name
-	case old.Place == nil || old.Place.Called() == name:
-		return
-	case old.Place.Bare:
-		p = NewPlace(old.Place.ID, old.Place.Incarnation, old.Place.Index)
-		p.Bare, p.Name = true, name
-	case old.Place.Name != "": // nobody chose it but a proxy
-		p = NewPlace(name, 0, -1)
-		p.Name = name
+	switch pl := now.place(); {
+	case at != nil:
+		// What was chosen by its id needs no name.
+		if pl == nil || !pl.Bare || !pl.Same(at) || pl.Called() == name || (pl.Name != "" && now != was) {
+			return
+		}
+		p = pl.Named(name)
+	case now != was:
+		return // another answer was first
+	case pl != nil && pl.Called() == name:
+		if now.Confirmed {
+			return
+		}
+		p = (*Place)(nil).Named(name)
+	case now != nil && pl == nil && now.Prev.Called() == name:
+		return // it is to leave that one
 	default:
-		return // it was chosen by its id
+		p = (*Place)(nil).Named(name)
 	}
-	if !b.state.CompareAndSwap(old, &p.lives) || old == nil || old.Place.Name == "" {
-		return
+	why := Moved
+	if now != nil && !now.Confirmed {
+		why = now.Reason
 	}
-	b.session.tellLocked(Move{Target: b.target.Value(), From: old.Place.Name, To: name, Reason: Moved})
+	b.arriveLocked(now, p, why)
 }
 
 // Moved is the reason of a move that a server asked for.
 const Moved Reason = "moved"
 
-// Send makes the session go to the server called id, once it is seen to be there.
-func (b *Binding) Send(id string) {
+// Send makes the session go to the server called id, once it is seen to be there: the
+// server that it is on says so. was and at are as in [Binding.Answered].
+func (b *Binding) Send(was *State, at *Place, id string) {
 	for {
-		old := b.state.Load()
-		if old != nil && old.Place != nil && old.Place.ID == id && !old.Confirmed {
+		now := b.state.Load()
+		held := now.held()
+		switch {
+		case at == nil && now != was, at != nil && held != nil && !held.Same(at):
+			return // it has left that server
+		case now.place() != nil && now.Place.Called() == id:
 			return
 		}
-		if b.state.CompareAndSwap(old, Tentative(old, NewPlace(id, 0, -1), Moved)) {
+		p := NewPlace(id, 0, -1)
+		if at == nil {
+			p = p.Named(id) // for the proxy
+		}
+		if b.state.CompareAndSwap(now, Tentative(now, p, Moved)) {
 			return
 		}
 	}
 }
 
-// Leave makes the session leave p for anywhere, if it lives there.
-func (b *Binding) Leave(p *Place, reason Reason) {
+// Leave makes the session leave the server for anywhere, if it is there. was and at
+// are as in [Binding.Answered].
+func (b *Binding) Leave(was *State, at *Place, reason Reason) {
 	for {
-		old := b.state.Load()
-		if old == nil || old.Place == nil || !old.Place.Same(p) {
+		now := b.state.Load()
+		if now.place() == nil || (at == nil && now != was) || (at != nil && !now.Place.Same(at)) {
 			return
 		}
-		if b.state.CompareAndSwap(old, Tentative(old, nil, reason)) {
+		next := Tentative(now, nil, reason)
+		if next.Prev == nil {
+			next = nil // it had not arrived
+		}
+		if b.state.CompareAndSwap(now, next) {
 			return
 		}
 	}
 }
 
-// Forget makes the session live nowhere. With a state, only if it is in that.
+// Released makes the session live nowhere, if it is on the server that said so. name is
+// what that one goes by, "" if it did not say; was and at are as in [Binding.Answered].
+func (b *Binding) Released(was *State, at *Place, name string) {
+	now := b.state.Load()
+	held := now.held()
+	if held == nil {
+		return
+	}
+	here := held.Called() == name
+	if at != nil {
+		here = here || held.Same(at) && (name == "" || held.Name == "")
+	} else {
+		here = here || now == was && name == ""
+	}
+	if here {
+		b.Forget(now)
+	}
+}
+
+// Forget makes the session live nowhere. With a state, only if it is in that. Its
+// streams go on, wherever it will live.
 func (b *Binding) Forget(s *State) {
+	b.session.mu.Lock()
+	defer b.session.mu.Unlock()
 	if s == nil {
 		b.state.Store(nil)
-	} else {
-		b.state.CompareAndSwap(s, nil)
+	} else if !b.state.CompareAndSwap(s, nil) {
+		return
 	}
+	b.streams = nil
 }
 
 // Restore makes the session live on p without a word.

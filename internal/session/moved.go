@@ -1,0 +1,53 @@
+package session
+
+import (
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	spb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+// These are the ErrorInfo by which a status says that the state is elsewhere.
+const (
+	MovedReason = "AFFINITY_MOVED"
+	MovedDomain = "homing-grpc.github.com"
+)
+
+// Elsewhere returns the id of the server that has the state, "" if that is not known,
+// and whether err says that it is elsewhere.
+func Elsewhere(err error) (id string, ok bool) {
+	if err == nil {
+		return "", false
+	}
+	s, isStatus := status.FromError(err)
+	if !isStatus {
+		return "", false
+	}
+	for _, d := range s.Details() {
+		info, is := d.(*errdetails.ErrorInfo)
+		if is && info.GetReason() == MovedReason && info.GetDomain() == MovedDomain {
+			return info.GetMetadata()["id"], true
+		}
+	}
+	return "", false
+}
+
+// elsewhere reports whether the answer to an attempt said that the state is elsewhere.
+func elsewhere(info balancer.DoneInfo) bool {
+	err := info.Err
+	if err == nil {
+		// That may be a failure, which the attempt met in sending.
+		details := info.Trailer["grpc-status-details-bin"]
+		if len(details) == 0 {
+			return false
+		}
+		var p spb.Status
+		if proto.Unmarshal([]byte(details[0]), &p) != nil {
+			return false
+		}
+		err = status.ErrorProto(&p)
+	}
+	_, ok := Elsewhere(err)
+	return ok
+}
