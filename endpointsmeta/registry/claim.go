@@ -170,12 +170,14 @@ func (r *Registration) firstClaim(ctx context.Context) error {
 // leaseSeen is a lease as it was when it was first looked at.
 type leaseSeen struct {
 	id   clientv3.LeaseID
-	term uint64 // of the leader, who lengthens all leases when it comes into office
+	term uint64
 	left time.Duration
 	at   time.Time
+
+	renewals int
 }
 
-// renewed reports whether the lease of the record in our place has been renewed
+// renewed reports whether the lease of the record in our place has been renewed twice
 // since it was first seen, or never ends.
 func (r *Registration) renewed(ctx context.Context, seen *leaseSeen) (bool, error) {
 	kv, _, err := r.holder(ctx)
@@ -193,11 +195,16 @@ func (r *Registration) renewed(ctx context.Context, seen *leaseSeen) (bool, erro
 	}
 	left := time.Duration(resp.TTL) * time.Second // rounded down by etcd
 	if seen.id != resp.ID || seen.term != resp.RaftTerm {
-		*seen = leaseSeen{resp.ID, resp.RaftTerm, left, time.Now()}
+		*seen = leaseSeen{id: resp.ID, term: resp.RaftTerm, left: left, at: time.Now()}
 		return false, nil
 	}
 	most := seen.left + time.Second - time.Since(seen.at) // if nobody renewed it
-	return left > 0 && left > most, nil
+	if left > 0 && left > most {
+		seen.left, seen.at = left, time.Now()
+		seen.renewals++
+	}
+	// A leader that comes into office lengthens leases, too, once.
+	return seen.renewals >= 2, nil
 }
 
 // temporary reports whether trying again can help.

@@ -308,12 +308,12 @@ func (l lookResult) older() bool {
 func (f *feed) missed(l lookResult) map[string]int64 {
 	missed := make(map[string]int64)
 	for key, rev := range l.revisions {
-		if rev > f.revisions[key] && rev <= l.seen.Revision {
+		if rev > f.revisions[key] {
 			missed[key] = rev
 		}
 	}
 	for key, rev := range f.revisions {
-		if _, ok := l.revisions[key]; !ok && rev <= l.seen.Revision {
+		if _, ok := l.revisions[key]; !ok {
 			missed[key] = rev
 		}
 	}

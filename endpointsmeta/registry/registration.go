@@ -89,8 +89,8 @@ type Registration struct {
 // again cannot help. No two living servers can hold one id: the error is then
 // [ErrIDTaken]. A record of the same address is that of a former self and is
 // replaced at once. One of another address is waited for until its lease runs out
-// (a server that died is gone after its TTL) or is seen to be renewed, within
-// about a third of the holder's TTL.
+// (a server that died is gone after its TTL) or is seen to be renewed twice, within
+// about two thirds of the holder's TTL.
 func Register(ctx context.Context, cli *clientv3.Client, service, addr string, m endpointsmeta.Meta, opts ...RegisterOption) (*Registration, error) {
 	if err := cmp.Or(checkService(cli, service), checkRecord(addr, m)); err != nil {
 		return nil, err
