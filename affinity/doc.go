@@ -15,6 +15,10 @@
 //     was left. When the server stays away they go on elsewhere.
 //   - [Require] names the server and takes no other: those calls fail instead.
 //
+// A [Session] remembers where its first call went, with or without a key, stays there
+// when servers join or drain, and tells by [Session.OnMove] when it had to move and
+// state was left behind. It is what a player's or a user's calls are made with.
+//
 // On a channel that uses that balancer, one line before the call is all:
 //
 //	ctx = affinity.WithKey(ctx, roomID)
@@ -31,6 +35,12 @@
 // The key travels on from hop to hop, because state of one session is found by
 // one key in every service. An id never does: it names a server of one service
 // and means nothing to the next.
+//
+// # Servers
+//
+// A handler that does not hold the state says who does, by [Moved]: the client goes there,
+// once, unseen. One that holds nothing any more says so by [Release]. [WithDrain] lets
+// streams leave a server that drains in good order.
 //
 // # Headers
 //
