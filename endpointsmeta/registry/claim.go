@@ -101,7 +101,7 @@ func (r *Registration) holder(ctx context.Context) (*mvccpb.KeyValue, int64, err
 // that nobody can use; and with WithTakeover any. For one that was there before it is
 // any but that of a later start: whoever registered after it had the right to.
 func (r *Registration) claim(ctx context.Context, first bool) error {
-	old, _, err := r.holder(ctx)
+	old, now, err := r.holder(ctx)
 	if err != nil {
 		return err
 	}
@@ -119,15 +119,15 @@ func (r *Registration) claim(ctx context.Context, first bool) error {
 		}
 		guard = clientv3.Compare(clientv3.ModRevision(r.key), "=", old.ModRevision)
 	}
-	lease, revision, err := r.grant(ctx)
+	lease, err := r.grant(ctx)
 	if err != nil {
 		return err
 	}
 	if first {
-		// Whatever was registered before wrote, so the revision was smaller; unless
+		// Whoever was registered before had a revision from before its own put; unless
 		// etcd has lost its data since.
 		r.mu.Lock()
-		r.meta.Incarnation = max(r.meta.Incarnation, revision, before+1)
+		r.meta.Incarnation = max(now, before+1)
 		r.mu.Unlock()
 	}
 	if err := r.write(ctx, guard, lease); err != nil {

@@ -24,8 +24,9 @@ const (
 	minProbeInterval = 100 * time.Millisecond
 	confirmAfter     = 300 * time.Millisecond
 	retryLook        = 500 * time.Millisecond
-	doubts           = 3  // looks in a row that differ, until the records are listed again
-	fullLook         = 12 // each of so many looks reads all keys, not only their count
+	doubts           = 3   // looks in a row that differ, until the records are listed again
+	fullLook         = 12  // each of so many looks reads all keys, not only their count,
+	fewKeys          = 100 // if there are more than so many
 )
 
 // A feed follows the records of one service: it lists, watches, and lists again
@@ -37,7 +38,7 @@ type feed struct {
 	// again asks for a look whether what is known is still true.
 	again <-chan struct{}
 
-	watches   watcherID
+	watches   watcher
 	records   map[string]Instance
 	revisions map[string]int64   // of all keys, those of no use too
 	warned    map[string]int64   // the revisions of bad records that were warned of
@@ -50,7 +51,6 @@ func newFeed(cli *clientv3.Client, service string) *feed {
 		cli:       cli,
 		prefix:    service + "/",
 		probe:     probeInterval,
-		watches:   newWatcherID(),
 		records:   make(map[string]Instance),
 		revisions: make(map[string]int64),
 		warned:    make(map[string]int64),
@@ -186,7 +186,7 @@ func (f *feed) watch(ctx context.Context, back <-chan struct{}, list func([]Inst
 		}
 		looks++
 		looking, looked = true, time.Now()
-		all := full || looks%fullLook == 0
+		all := full || len(f.revisions) <= fewKeys || looks%fullLook == 0
 		full = false
 		seen := f.header
 		go func() { results <- f.look(wctx, seen, all) }()

@@ -18,33 +18,31 @@ type lease struct {
 	granted time.Time
 }
 
-// grant returns a lease for the next put, and the revision that it was granted at: a new
-// one, or that of a put that has just failed.
-func (r *Registration) grant(ctx context.Context) (clientv3.LeaseID, int64, error) {
+// grant returns a lease for the next put: a new one, or that of a put that has just
+// failed.
+func (r *Registration) grant(ctx context.Context) (clientv3.LeaseID, error) {
 	if n := len(r.leases); n > 0 && r.revision == 0 && time.Since(r.leases[n-1].granted) < r.ttl/3 {
-		return r.leases[n-1].id, 0, nil
+		return r.leases[n-1].id, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	resp, err := r.cli.Grant(ctx, int64(r.ttl/time.Second))
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	r.leases = slices.DeleteFunc(r.leases, func(l lease) bool { return time.Since(l.granted) > 3*r.ttl && l.id != r.leases[0].id })
 	r.leases = append(r.leases, lease{resp.ID, time.Now()})
 	r.revision = 0
-	return resp.ID, resp.Revision, nil
+	return resp.ID, nil
 }
 
 // settle lets go of all leases but the newest, which the record is under now.
 func (r *Registration) settle(ctx context.Context) {
 	last := len(r.leases) - 1
 	for _, l := range r.leases[:last] {
-		if time.Since(l.granted) < 2*r.ttl { // or it has run out by itself
-			rctx, cancel := context.WithTimeout(ctx, requestTimeout)
-			_, _ = r.cli.Revoke(rctx, l.id)
-			cancel()
-		}
+		rctx, cancel := context.WithTimeout(ctx, requestTimeout)
+		_, _ = r.cli.Revoke(rctx, l.id) // or it runs out by itself
+		cancel()
 	}
 	r.leases = r.leases[last:]
 }

@@ -64,6 +64,7 @@ func (r *Registration) hold(ctx context.Context) error {
 	changes := r.watches.watch(ctx, r.cli, r.key, clientv3.WithRev(from))
 	var again <-chan time.Time // when to watch again
 	var pause backoff
+	unsure := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -80,7 +81,9 @@ func (r *Registration) hold(ctx context.Context) error {
 			}
 		case <-r.change:
 			guard := clientv3.Compare(clientv3.LeaseValue(r.key), "=", held)
-			switch err := r.write(ctx, guard, held); {
+			err := r.write(ctx, guard, held)
+			unsure = err != nil // it may have been written
+			switch {
 			case err == nil:
 			case errors.Is(err, errGuard), leaseGone(err):
 				return err
@@ -108,7 +111,7 @@ func (r *Registration) hold(ctx context.Context) error {
 			continue
 		case kv == nil:
 			return errors.New("the key is gone")
-		case clientv3.LeaseID(kv.Lease) != held || kv.ModRevision != r.revision:
+		case clientv3.LeaseID(kv.Lease) != held, kv.ModRevision != r.revision && !unsure:
 			return errors.New("the key was overwritten")
 		}
 		pause.reset()

@@ -65,7 +65,7 @@ type Registration struct {
 
 	// What follows belongs to the goroutine that owns the record: Register's at first,
 	// then run's, and Close's after that has ended. It alone puts.
-	watches  watcherID
+	watches  watcher
 	leases   []lease // that the record may be under; the last is the newest
 	revision int64   // of the record as it was put last
 
@@ -113,7 +113,6 @@ func Register(ctx context.Context, cli *clientv3.Client, service, addr string, m
 		done:    make(chan struct{}),
 		closed:  make(chan struct{}),
 		news:    make(chan struct{}),
-		watches: newWatcherID(),
 		version: 1,
 	}
 	if strings.Contains(m.ID, "/") {

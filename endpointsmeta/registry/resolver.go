@@ -90,7 +90,7 @@ func (b *builder) Build(target resolver.Target, cc resolver.ClientConn, opts res
 		taken:      make(chan struct{}, 1),
 	}
 	cli := clientv3.NewCtxClient(ctx)
-	cli.KV, cli.Watcher = silentKV{}, watcher{r}
+	cli.KV, cli.Watcher = silentKV{}, officialWatcher{r}
 	ob, err := official.NewBuilder(cli)
 	if err == nil {
 		r.official, err = ob.Build(target, r, opts)
@@ -166,17 +166,17 @@ func (r *etcdResolver) start() {
 	})
 }
 
-// watcher is the Watcher of the official resolver.
-type watcher struct{ *etcdResolver }
+// officialWatcher is the Watcher of the official resolver.
+type officialWatcher struct{ *etcdResolver }
 
 // Watch is called once. The channel ends when the resolver does, never before.
-func (w watcher) Watch(context.Context, string, ...clientv3.OpOption) clientv3.WatchChan {
+func (w officialWatcher) Watch(context.Context, string, ...clientv3.OpOption) clientv3.WatchChan {
 	return w.batches
 }
 
-func (watcher) RequestProgress(context.Context) error { return nil }
+func (officialWatcher) RequestProgress(context.Context) error { return nil }
 
-func (watcher) Close() error { return nil }
+func (officialWatcher) Close() error { return nil }
 
 // deliver hands lists on as differences, one at a time: the next is made when the
 // last has been taken in. So a burst becomes a few batches, and the official code

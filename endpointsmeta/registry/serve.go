@@ -96,7 +96,7 @@ func Serve(ctx context.Context, cli *clientv3.Client, service string, srv *grpc.
 	select {
 	case err = <-failed:
 		cancel()
-		srv.Stop()
+		stopNow(srv)
 		err = fmt.Errorf("registry: serve: %w", cmp.Or(err, grpc.ErrServerStopped))
 		if r := <-registered; r.reg != nil {
 			err = errors.Join(err, closeNow(ctx, r.reg))
@@ -104,7 +104,7 @@ func Serve(ctx context.Context, cli *clientv3.Client, service string, srv *grpc.
 		return err
 	case r := <-registered:
 		if r.err != nil {
-			told := ctx.Err() != nil // to leave, before it came
+			told := ctx.Err() != nil && errors.Is(r.err, ctx.Err()) // to leave, before it came
 			// Its record may have been seen for a moment, and calls have come.
 			sctx, scancel := context.WithTimeout(context.WithoutCancel(ctx), s.drainTimeout)
 			stop(sctx, srv)
@@ -120,7 +120,7 @@ func Serve(ctx context.Context, cli *clientv3.Client, service string, srv *grpc.
 
 	select {
 	case err = <-failed:
-		srv.Stop()
+		stopNow(srv)
 		return errors.Join(fmt.Errorf("registry: serve: %w", cmp.Or(err, grpc.ErrServerStopped)), closeNow(ctx, reg))
 	case <-ctx.Done():
 	}
@@ -166,13 +166,17 @@ func stop(ctx context.Context, srv *grpc.Server) {
 	case <-ctx.Done():
 		// A handler that does not heed its context is left behind: GracefulStop, and
 		// Stop under grpc.WaitForHandlers, would wait for it.
-		done := make(chan struct{})
-		go func() {
-			srv.Stop()
-			close(done)
-		}()
-		wait(done)
+		stopNow(srv)
 	}
+}
+
+func stopNow(srv *grpc.Server) {
+	done := make(chan struct{})
+	go func() {
+		srv.Stop()
+		close(done)
+	}()
+	wait(done)
 }
 
 // wait waits for what is about to happen, but not for ever.

@@ -13,32 +13,33 @@ import (
 // watchTimeout bounds how long it may take until a watch stands.
 const watchTimeout = 5 * time.Second
 
-// A watcherID names the gRPC streams of one that watches. etcd's client puts watches
-// whose contexts have the same metadata on one stream, and a watch that is made on one
-// whose connection has died in silence waits there for ever. So each has streams of its
-// own, and a second attempt does not take the first one's.
-type watcherID struct {
-	id       uint64
-	attempts uint64
+// A watcher makes watches, one after another.
+//
+// etcd's client puts all watches whose contexts have the same metadata on one gRPC stream,
+// and one that is made on a stream whose connection has died in silence waits there for
+// ever. So after a watch that did not stand in time the next asks for another stream.
+type watcher struct {
+	late atomic.Uint32 // how many did not stand in time
 }
-
-var watcherIDs atomic.Uint64
-
-func newWatcherID() watcherID { return watcherID{id: watcherIDs.Add(1)} }
 
 // watch is cli.Watch, which waits until etcd has answered, but does not wait. A watch that
 // does not stand in time ends, like any other, by its channel being closed.
-func (w *watcherID) watch(ctx context.Context, cli *clientv3.Client, key string, opts ...clientv3.OpOption) <-chan clientv3.WatchResponse {
-	w.attempts++
-	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(clientv3.WithRequireLeader(ctx),
-		"homing-watch", strconv.FormatUint(w.id, 36)+"."+strconv.FormatUint(w.attempts%4, 10)))
+func (w *watcher) watch(ctx context.Context, cli *clientv3.Client, key string, opts ...clientv3.OpOption) <-chan clientv3.WatchResponse {
+	ctx = clientv3.WithRequireLeader(ctx)
+	if n := w.late.Load(); n > 0 {
+		ctx = metadata.AppendToOutgoingContext(ctx, "homing-watch", strconv.FormatUint(uint64(n%4), 10))
+	}
+	ctx, cancel := context.WithCancel(ctx)
 	out := make(chan clientv3.WatchResponse)
 	go func() {
 		defer close(out)
 		defer cancel()
-		late := time.AfterFunc(watchTimeout, cancel)
+		timer := time.AfterFunc(watchTimeout, func() {
+			w.late.Add(1)
+			cancel()
+		})
 		in := cli.Watch(ctx, key, opts...)
-		late.Stop()
+		timer.Stop()
 		for resp := range in {
 			select {
 			case out <- resp:
