@@ -392,7 +392,7 @@ func TestHomesUnderFire(t *testing.T) {
 	}
 	steps := 120
 	if testing.Short() || raceEnabled {
-		steps = 40
+		steps = 30
 	}
 	for step := range steps {
 		ids := slices.Sorted(maps.Keys(tr))
