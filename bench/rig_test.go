@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/serviceconfig"
 
 	"github.com/homing-grpc/homing/affinity"
+	_ "github.com/homing-grpc/homing/bench/ringcap"
 	"github.com/homing-grpc/homing/endpointsmeta"
 	"github.com/homing-grpc/homing/stickybalancer"
 )
@@ -41,6 +42,7 @@ type channel struct {
 type conn struct {
 	balancer.SubConn
 	channel  *channel
+	addr     string
 	listener func(balancer.SubConnState)
 	health   func(balancer.SubConnState)
 	shut     bool
@@ -58,10 +60,10 @@ func (c *channel) RemoveSubConn(sc balancer.SubConn)                 { sc.Shutdo
 func (*conn) UpdateAddresses([]resolver.Address)                     {}
 func (c *conn) RegisterHealthListener(l func(balancer.SubConnState)) { c.health = l }
 
-func (c *channel) NewSubConn(_ []resolver.Address, opts balancer.NewSubConnOptions) (balancer.SubConn, error) {
+func (c *channel) NewSubConn(addrs []resolver.Address, opts balancer.NewSubConnOptions) (balancer.SubConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	sc := &conn{channel: c, listener: opts.StateListener}
+	sc := &conn{channel: c, addr: addrs[0].Addr, listener: opts.StateListener}
 	c.conns = append(c.conns, sc)
 	return sc, nil
 }
@@ -132,6 +134,7 @@ var (
 	roundRobin    = subject{"round_robin", roundrobin.Name, `{}`}
 	weightedRobin = subject{"weighted_round_robin", weightedroundrobin.Name, `{}`}
 	ringHash      = subject{"ring_hash", "ring_hash_experimental", `{"requestHashHeader": "affinity-key"}`}
+	ringHash64k   = subject{"ring_hash-64k", "ring_hash_experimental", `{"requestHashHeader": "affinity-key", "minRingSize": 65536, "maxRingSize": 65536}`}
 	theRecipe     = subject{"recipe", recipeName, ``}
 	ours          = subject{"custom_round_robin", stickybalancer.Name, `{}`}
 	noHeaders     = subject{"custom_round_robin-headers=off", stickybalancer.Name, `{"idHeader": "", "keyHeader": ""}`}
@@ -190,7 +193,7 @@ func (s subject) ready(tb testing.TB, n int) *rig {
 	r.state = list(n)
 	r.update(tb, r.state)
 	up := r.channel.connect()
-	if s == ringHash { // connects what is picked, and asks for it in a goroutine
+	if s.policy == ringHash.policy { // connects what is picked, and asks for it in a goroutine
 		for i := 0; up < n && i < 1000*n; i++ {
 			p, _ := r.channel.newest()
 			if _, err := p.Pick(balancer.PickInfo{Ctx: keyHeader(fmt.Sprint(i))}); err != balancer.ErrNoSubConnAvailable {

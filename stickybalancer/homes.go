@@ -116,20 +116,6 @@ func (b *homeBook) at(slot uint32) *view {
 	return h.addedAt(slot, s.server, v)
 }
 
-// quick is at for most calls, nil for the others. It is small enough to be
-// inlined, which saves a third of a pick.
-func (h *homes) quick(slot uint32) *view {
-	if h.slots == nil {
-		return nil
-	}
-	s := &h.seats[atomic.LoadUint32(&h.slots[slot])]
-	v := s.server.view.Load()
-	if v.home != s.weight {
-		return nil
-	}
-	return v
-}
-
 // want asks for a table, once, and does not wait for it.
 func (b *homeBook) want() {
 	if !b.wanted.Load() && b.wanted.CompareAndSwap(false, true) {
@@ -300,11 +286,9 @@ func (p *picker) relief(slot uint32, home *view) *view {
 // chooseByKey serves a call that goes by its key, and that no session holds.
 func (p *picker) chooseByKey(hash uint64) choice {
 	slot := slotOf(hash)
-	home := p.homes.now.Load().quick(slot)
+	home := p.homes.at(slot)
 	if home == nil {
-		if home = p.homes.at(slot); home == nil {
-			return p.homeless()
-		}
+		return p.homeless()
 	}
 	if v := p.relief(slot, home); v != home {
 		return v.choose(callctx.Spilled)

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/balancer"
@@ -392,7 +393,7 @@ func TestHomesUnderFire(t *testing.T) {
 	}
 	steps := 120
 	if testing.Short() || raceEnabled {
-		steps = 40
+		steps = 30
 	}
 	for step := range steps {
 		ids := slices.Sorted(maps.Keys(tr))
@@ -610,4 +611,97 @@ func TestABurstIsOneTable(t *testing.T) {
 		synctest.Wait()
 		require.Same(t, second, d.homes().table, "all is as it was")
 	})
+}
+
+// BenchmarkHomesFollow is one change of a list, of servers that wait for their
+// connections: update is until picks are exact, follow until the table is new.
+func BenchmarkHomesFollow(b *testing.B) {
+	for _, n := range []int{100, 1000, 10_000} {
+		for name, weight := range map[string]func(int) uint32{"same": same, "mixed": mixed} {
+			if n > 1000 && name != "same" {
+				continue // half a minute to fill
+			}
+			table := full(named(n, weight))
+			list := func(members []member) (eps []resolver.Endpoint) {
+				for _, m := range members {
+					eps = append(eps, ep(m.id, weighs(m.weight)))
+				}
+				return eps
+			}
+			all := list(named(n, weight))
+			heavier, drains := slices.Clone(all), slices.Clone(all)
+			heavier[n/2] = ep(fmt.Sprint("game-", n/2), weighs(weight(n/2)+1))
+			drains[n/2] = ep(fmt.Sprint("game-", n/2), weighs(weight(n/2)), draining)
+			for change, to := range map[string][]resolver.Endpoint{
+				"added":      list(named(n+1, weight)),
+				"removed":    append(slices.Clone(all[:n/2]), all[n/2+1:]...),
+				"reweighted": heavier,
+				"drained":    drains,
+			} {
+				b.Run(fmt.Sprintf("n=%d/weights=%s/change=%s", n, name, change), func(b *testing.B) {
+					ch := &fakeChannel{}
+					p := balancer.Get(Name).Build(ch, balancer.BuildOptions{}).(*policy)
+					defer p.Close()
+					cfg, err := parseConfig([]byte(`{"reconnectWindow": "1h", "absentGrace": "0s"}`))
+					if err != nil {
+						b.Fatal(err)
+					}
+					update := func(eps []resolver.Endpoint) {
+						_ = p.UpdateClientConnState(balancer.ClientConnState{
+							ResolverState: resolver.State{Endpoints: eps}, BalancerConfig: cfg})
+					}
+					settle := func() {
+						waitForTable(b, p)
+						for busy := true; busy; time.Sleep(time.Millisecond) {
+							p.mu.Lock()
+							busy = p.homes.busy
+							p.mu.Unlock()
+						}
+					}
+					// share makes the filled table known, as if another channel had it.
+					share := func() {
+						tables.mu.Lock()
+						defer tables.mu.Unlock()
+						tables.byPrint[printOf(table)] = weak.Make(table)
+					}
+					share()
+					update(all)
+					p.homes.want()
+					settle()
+					var updates, follows time.Duration
+					b.ReportAllocs()
+					for b.Loop() {
+						forgetTables()
+						start := time.Now()
+						update(to)
+						updates += time.Since(start)
+						for p.homes.now.Load().table == table {
+							runtime.Gosched()
+						}
+						follows += time.Since(start)
+						b.StopTimer()
+						settle()
+						share()
+						update(all)
+						settle()
+						if p.homes.now.Load().table != table {
+							b.Fatal("not the table that was filled")
+						}
+						b.StartTimer()
+					}
+					b.ReportMetric(float64(updates.Microseconds())/float64(b.N), "update-us")
+					b.ReportMetric(float64(follows.Microseconds())/float64(b.N), "follow-us")
+					b.ReportMetric(0, "ns/op")
+				})
+			}
+		}
+	}
+}
+
+func printOf(t *table) uint64 {
+	var seats []seat
+	for _, m := range t.members {
+		seats = append(seats, seat{newServer(m.id, 0), m.weight})
+	}
+	return fingerprint(seats)
 }

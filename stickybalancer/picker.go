@@ -45,6 +45,9 @@ func queue() choice { return choice{err: balancer.ErrNoSubConnAvailable} }
 // Pick implements [balancer.Picker].
 func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 	v := callctx.From(info.Ctx)
+	if t := p.quick(v); t != nil {
+		return t.pick(info)
+	}
 	c := p.choose(info, v)
 	if v != nil && v.Route != nil {
 		c.note(v.Route)

@@ -227,11 +227,16 @@ func tableOf(want []seat, from *table, stop <-chan struct{}) *table {
 	return t
 }
 
-func knownTable(want []seat) *table {
+func fingerprint(want []seat) uint64 {
 	print := uint64(len(want))
 	for _, s := range want {
 		print = draw(s.weight, print^s.server.hash)
 	}
+	return print
+}
+
+func knownTable(want []seat) *table {
+	print := fingerprint(want)
 	tables.mu.Lock()
 	defer tables.mu.Unlock()
 	// Two memberships with one fingerprint only do not share.

@@ -62,7 +62,7 @@ type valueCtx struct {
 }
 
 func (c *valueCtx) Value(k any) any {
-	if k == (key{}) {
+	if _, ok := k.(key); ok { // cheaper than to compare
 		return &c.v
 	}
 	return c.Context.Value(k)
