@@ -47,6 +47,9 @@ var picks = []struct {
 	{"key-ctx", []subject{ours}, 256, func(_ subject, _, i int) context.Context {
 		return affinity.WithKey(bg, fmt.Sprint("room-", i))
 	}},
+	{"session", []subject{ours}, 256, func(_ subject, _, i int) context.Context {
+		return affinity.NewSession(fmt.Sprint("room-", i)).Context(bg)
+	}},
 	{"id-metadata", []subject{theRecipe, ours}, 256, func(_ subject, n, i int) context.Context {
 		return idHeader(id(i % n))
 	}},
@@ -104,6 +107,10 @@ func eachPick(b *testing.B, run func(b *testing.B, p balancer.Picker, calls []ba
 					calls := make([]balancer.PickInfo, c.many)
 					for i := range calls {
 						calls[i] = balancer.PickInfo{Ctx: c.ctx(s, n, i), FullMethodName: "/bench/Call"}
+						// The first call of a session, answered: now it is sure of its server.
+						if r, err := p.Pick(calls[i]); err == nil && r.Done != nil {
+							r.Done(balancer.DoneInfo{BytesSent: true, BytesReceived: true})
+						}
 					}
 					b.ReportAllocs()
 					b.ResetTimer()

@@ -77,7 +77,17 @@ func WithNoHeaders(ctx context.Context) context.Context {
 	if v := From(ctx); v != nil && v.Route != nil {
 		return With(ctx, Value{NoHeaders: true, Route: v.Route})
 	}
-	return context.WithValue(ctx, key{}, noHeaders)
+	return &markedCtx{ctx}
+}
+
+// markedCtx is a context whose value is noHeaders.
+type markedCtx struct{ context.Context }
+
+func (c *markedCtx) Value(k any) any {
+	if _, ok := k.(key); ok {
+		return noHeaders
+	}
+	return c.Context.Value(k)
 }
 
 // Hash is the hash of keys and server ids: XXH64 with seed 0, which every
