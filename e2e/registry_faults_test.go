@@ -330,15 +330,21 @@ func TestAServiceIsNotTheOnesBelowIt(t *testing.T) {
 func TestADeadPredecessorIsWaitedForAcrossALeaderChange(t *testing.T) {
 	e := startEtcd(t)
 	cli := e.newClient()
-	lease, err := cli.Grant(bg, 12)
+	lease, err := cli.Grant(bg, 6)
 	require.NoError(t, err)
 	_, err = cli.Put(bg, service+"/a", `{"Addr":"127.0.0.1:1","Metadata":{"id":"a","incarnation":1}}`, clientv3.WithLease(lease.ID))
 	require.NoError(t, err)
-	go func() { time.Sleep(5 * time.Second); e.stop(); e.start() }()
 	ctx, cancel := context.WithTimeout(bg, 60*time.Second)
 	defer cancel()
-	_, err = registry.Register(ctx, cli, service, "127.0.0.1:2", endpointsmeta.Meta{ID: "a"})
-	require.NoError(t, err)
+	registered := make(chan error, 1)
+	go func() {
+		_, err := registry.Register(ctx, cli, service, "127.0.0.1:2", endpointsmeta.Meta{ID: "a"})
+		registered <- err
+	}()
+	time.Sleep(3 * time.Second) // it has seen the lease by then
+	e.stop()
+	e.start()
+	require.NoError(t, <-registered)
 }
 
 // One slow read, a lease that is well.
