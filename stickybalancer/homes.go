@@ -22,6 +22,7 @@ type homes struct {
 	table   *table             // nil before the first call by key
 	slots   *[slotCount]uint32 // the table's, nil while they are not all there is to ask
 	seats   []seat             // this policy's servers, by what slots hold
+	conns   []readyPointer     // of the seats whose server is as the table has it; written in place
 	added   []*server          // take keys, but not with the weight they have in the table, if any
 }
 
@@ -34,8 +35,8 @@ type seat struct {
 // unknown is the seat of slots that are not filled: one that takes no keys.
 var unknown = seat{newServer("", 0), 1}
 
-func newHomes(m *members, t *table, seats []seat, added []*server) *homes {
-	h := &homes{members: m, table: t, seats: seats, added: added}
+func newHomes(m *members, t *table, seats []seat, conns []readyPointer, added []*server) *homes {
+	h := &homes{members: m, table: t, seats: seats, conns: conns, added: added}
 	if t != nil && len(added) == 0 {
 		h.slots = &t.slots
 	}
@@ -94,16 +95,13 @@ type homeBook struct {
 
 func newHomeBook(p *policy) *homeBook {
 	b := &homeBook{policy: p, misfits: make(map[*server]struct{}), stop: make(chan struct{})}
-	b.now.Store(newHomes(p.members, nil, nil, nil))
+	b.now.Store(newHomes(p.members, nil, nil, nil, nil))
 	return b
 }
 
 // at returns the view of the server that is home to slot, nil if there is none.
 func (b *homeBook) at(slot uint32) *view {
 	h := b.now.Load()
-	if v := h.quick(slot); v != nil {
-		return v
-	}
 	if h.table == nil {
 		b.want()
 		return h.search(slot)
@@ -112,6 +110,9 @@ func (b *homeBook) at(slot uint32) *view {
 	v := s.server.view.Load()
 	if v.home != s.weight {
 		return h.search(slot)
+	}
+	if len(h.added) == 0 {
+		return v
 	}
 	return h.addedAt(slot, s.server, v)
 }
@@ -146,7 +147,7 @@ func (p *policy) homesLocked() {
 	}
 	clear(b.moved)
 	b.moved = b.moved[:0]
-	b.now.Store(newHomes(p.members, h.table, h.seats, added))
+	b.now.Store(newHomes(p.members, h.table, h.seats, h.conns, added))
 	p.deriveLocked()
 }
 
@@ -264,7 +265,26 @@ func (p *policy) installLocked(t *table, seats []seat) {
 			b.noteLocked(s, seats)
 		}
 	}
-	b.now.Store(newHomes(p.members, t, seats, b.addedLocked()))
+	h := newHomes(p.members, t, seats, make([]readyPointer, len(seats)), b.addedLocked())
+	for i := range seats {
+		h.seatLocked(i)
+	}
+	b.now.Store(h)
+}
+
+// seatLocked sees to it that quick picks know s as a home.
+func (b *homeBook) seatLocked(s *server) {
+	if s.seat > 0 {
+		b.now.Load().seatLocked(int(s.seat))
+	}
+}
+
+func (h *homes) seatLocked(i int) {
+	var c *readyConn
+	if s := &h.seats[i]; s.server.view.Load().home == s.weight {
+		c = s.server.conn.Load()
+	}
+	h.conns[i].Store(c)
 }
 
 // close waits until no table is being derived. The policy is closed by then.

@@ -20,7 +20,8 @@ func TestAnErrorOfOursIsNeverAStatus(t *testing.T) {
 	lost := newServer("lost", 0)
 	lost.view.Store(&view{phase: away, known: true, err: cause})
 	left := newServer("left", 0)
-	all := &members{byID: map[string]*server{"lost": lost, "left": left}, list: []*server{lost}}
+	lost.listed = true
+	all := newMembers(map[string]*server{"lost": lost, "left": left}, nil, nil)
 	p := &picker{
 		cfg:     &lbConfig{},
 		members: all,

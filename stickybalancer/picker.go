@@ -16,20 +16,24 @@ import (
 // reads without a lock. Whatever changes there, a picker is published after it;
 // so a pick that saw the old and queued is woken.
 type picker struct {
+	// What quick needs comes first.
+	plain      *ring // ring, if there is nothing to be done besides
+	marked     *ring // plain, if a call that is marked needs not be looked at further
+	bare       *ring // plain, if one whose context has nothing needs not
+	turns      *counter
+	homes      *homeBook
+	members    *members
+	target     session.Target
+	headers    bool // outgoing metadata is honoured
+	trustMarks bool // a mark in the context can say that it holds nothing
+
 	cfg      *lbConfig
-	target   session.Target
-	members  *members
-	homes    *homeBook
-	ring     *ring // for calls without affinity; nil if there is none
-	turns    *counter
+	ring     *ring          // for calls without affinity; nil if there is none
 	err      error          // for calls without affinity, if there is no ring
 	wake     func()         // if there are servers to connect aside; nil if not
 	revision *atomic.Uint64 // the policy's
 	made     uint64         // at this one
 	settled  bool           // ids never listed are waited for no longer
-
-	headers    bool // outgoing metadata is honoured
-	trustMarks bool // a mark in the context can say that it holds nothing
 }
 
 // choice is where an attempt goes, or why it goes nowhere.
@@ -42,13 +46,17 @@ type choice struct {
 
 func queue() choice { return choice{err: balancer.ErrNoSubConnAvailable} }
 
-// Pick implements [balancer.Picker].
-func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
-	v := callctx.From(info.Ctx)
-	if t := p.quick(v); t != nil {
-		return t.pick(info)
+// pick is Pick without the short cut.
+func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickResult, error) {
+	named := v
+	if v.Empty() && p.headers && !(v != nil && v.NoHeaders && p.trustMarks) {
+		h := p.fromHeaders(info)
+		if c := p.quickByHeaders(&h); c != nil && (v == nil || v.Route == nil) {
+			return balancer.PickResult{SubConn: c.SubConn}, nil
+		}
+		named = &h
 	}
-	c := p.choose(info, v)
+	c := p.choose(named)
 	if v != nil && v.Route != nil {
 		c.note(v.Route)
 	}
@@ -82,16 +90,10 @@ func (c *choice) note(r *callctx.Route) {
 	}
 }
 
-func (p *picker) choose(info balancer.PickInfo, v *callctx.Value) choice {
-	if v.Empty() {
-		if p.headers && !(v != nil && v.NoHeaders && p.trustMarks) {
-			if id, key := p.fromHeaders(info); id != "" || key != "" {
-				return p.chooseByHeaders(id, key)
-			}
-		}
-		return p.chooseNext()
-	}
+func (p *picker) choose(v *callctx.Value) choice {
 	switch {
+	case v.Empty():
+		return p.chooseNext()
 	case v.ID != "":
 		return p.chooseByID(v)
 	case v.Session != nil:
@@ -121,7 +123,7 @@ func (p *picker) chooseByID(v *callctx.Value) choice {
 	if v.Moved {
 		why = callctx.Moved
 	}
-	s := p.members.byID[v.ID]
+	s := p.members.byID(v.IDHash, v.ID)
 	if s == nil {
 		switch {
 		case !p.settled:
@@ -164,29 +166,17 @@ func (v *view) choose(why callctx.Reason) choice {
 
 // fromHeaders reads the outgoing metadata of a call whose context holds no
 // affinity. Of several values the first counts.
-func (p *picker) fromHeaders(info balancer.PickInfo) (id, key string) {
+func (p *picker) fromHeaders(info balancer.PickInfo) (v callctx.Value) {
 	if p.cfg.idHeader != "" {
 		if vs := metadata.ValueFromOutgoingContext(info.Ctx, p.cfg.idHeader); len(vs) > 0 {
-			id = vs[0]
+			v.ID = vs[0]
 		}
 	}
 	if p.cfg.keyHeader != "" {
 		if vs := metadata.ValueFromOutgoingContext(info.Ctx, p.cfg.keyHeader); len(vs) > 0 {
-			key = vs[0]
+			v.Key = vs[0]
 		}
 	}
-	return id, key
-}
-
-func (p *picker) chooseByHeaders(id, key string) choice {
-	v := callctx.Value{ID: id, Key: key}
-	if key != "" {
-		v.Hash = callctx.Hash(key)
-	} else {
-		v.Hash = callctx.Hash(id)
-	}
-	if id != "" {
-		return p.chooseByID(&v)
-	}
-	return p.chooseByKey(v.Hash)
+	v.Derive()
+	return v
 }

@@ -44,6 +44,7 @@ type policy struct {
 
 	servers map[string]*server // by id: known ones, and those not long gone
 	byIndex []*server          // the same; nil where one was forgotten
+	conns   []readyPointer     // by the same index
 	free    []int32            // indexes of none
 	members *members           // what pickers see of servers
 	homes   *homeBook          // where keys live
@@ -67,13 +68,6 @@ type policy struct {
 	failed     *server  // the one that was the last to fail
 }
 
-// members is a list of servers that pickers share until it changes.
-type members struct {
-	byID    map[string]*server
-	byIndex []*server
-	list    []*server // known ones
-}
-
 func newPolicy(cc balancer.ClientConn, opts balancer.BuildOptions) *policy {
 	p := &policy{
 		cc:         cc,
@@ -82,7 +76,7 @@ func newPolicy(cc balancer.ClientConn, opts balancer.BuildOptions) *policy {
 		seed:       rand.Uint64(),
 		turns:      &counter{},
 		servers:    make(map[string]*server),
-		members:    &members{},
+		members:    newMembers(nil, nil, nil),
 		rings:      [3]*ring{newRing(), newRing(), newRing()},
 		shareLimit: 1,
 		listErr:    errors.New("no list of endpoints yet"),

@@ -24,16 +24,29 @@ type ring struct {
 	// weights counts the shares by weight; greatest is the greatest of them.
 	weights  map[uint32]int
 	greatest uint32
+	asides   int // shares without a readyConn
 }
 
 type ringArray struct {
-	n      atomic.Uint32 // shares in use
-	top    atomic.Uint32 // the greatest weight, 0 if all are the same
+	n      atomic.Uint32  // shares in use
+	aside  atomic.Bool    // not all shares are the same, or one has no readyConn
+	conns  []readyPointer // of shares
+	top    atomic.Uint32  // the greatest weight, 0 if all are the same
 	shares []atomic.Pointer[share]
+}
+
+func newRingArray(size uint32) *ringArray {
+	return &ringArray{conns: make([]readyPointer, size), shares: make([]atomic.Pointer[share], size)}
+}
+
+func (a *ringArray) put(i uint32, s *share) {
+	a.shares[i].Store(s)
+	a.conns[i].Store(s.conn)
 }
 
 type share struct {
 	target target
+	conn   *readyConn
 	weight uint32
 	pos    uint32 // in the ring; guarded by the policy's mutex
 }
@@ -79,7 +92,7 @@ func (t *target) pickAside(info balancer.PickInfo) (balancer.PickResult, error) 
 
 func newRing() *ring {
 	r := &ring{weights: make(map[uint32]int)}
-	r.array.Store(&ringArray{shares: make([]atomic.Pointer[share], 4)})
+	r.array.Store(newRingArray(4))
 	return r
 }
 
@@ -91,21 +104,26 @@ func (r *ring) add(s *share) {
 	a := r.array.Load()
 	n := a.n.Load()
 	if int(n) == len(a.shares) {
-		b := &ringArray{shares: make([]atomic.Pointer[share], 2*n)}
+		b := newRingArray(2 * n)
 		for i := range a.shares {
-			b.shares[i].Store(a.shares[i].Load())
+			b.put(uint32(i), a.shares[i].Load())
 		}
 		b.n.Store(n)
 		b.top.Store(a.top.Load())
+		b.aside.Store(a.aside.Load())
 		a = b
 	}
 	s.pos = rand.Uint32N(n + 1)
 	if s.pos != n {
 		last := a.shares[s.pos].Load()
 		last.pos = n
-		a.shares[n].Store(last)
+		a.put(n, last)
 	}
-	a.shares[s.pos].Store(s)
+	a.put(s.pos, s)
+	if s.conn == nil {
+		r.asides++
+		a.aside.Store(true) // before the next picks see it
+	}
 	a.n.Store(n + 1)
 	r.weights[s.weight]++
 	r.greatest = max(r.greatest, s.weight)
@@ -119,10 +137,14 @@ func (r *ring) remove(s *share) {
 	if s.pos != n {
 		last := a.shares[n].Load()
 		last.pos = s.pos
-		a.shares[s.pos].Store(last)
+		a.put(s.pos, last)
 	}
 	a.n.Store(n)
 	a.shares[n].Store(nil) // or a lost connection would stay reachable
+	a.conns[n].Store(nil)
+	if s.conn == nil {
+		r.asides--
+	}
 	if r.weights[s.weight]--; r.weights[s.weight] == 0 {
 		delete(r.weights, s.weight)
 		if s.weight == r.greatest {
@@ -142,6 +164,9 @@ func (r *ring) setTop(a *ringArray) {
 	}
 	if a.top.Load() != top {
 		a.top.Store(top)
+	}
+	if aside := top != 0 || r.asides > 0; a.aside.Load() != aside {
+		a.aside.Store(aside)
 	}
 }
 

@@ -18,10 +18,11 @@ import (
 // (it is *kept*), and by the reconnect window in any case, so that calls can
 // wait for its return.
 //
-// All fields are guarded by policy.mu, but for view, which pickers read.
+// All fields are guarded by policy.mu, but for view and conn, which pickers read.
 type server struct {
 	id    string
 	hash  uint64
+	conn  readyPointer   // what most picks need of view; it is beside what they compare
 	index int32          // among the policy's servers
 	place *session.Place // renewed with each start of the server
 

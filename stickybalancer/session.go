@@ -125,7 +125,7 @@ func (m *members) at(pl *session.Place) (*server, *view) {
 			}
 		}
 	}
-	if s := m.byID[pl.ID]; s != nil {
+	if s := m.byID(callctx.Hash(pl.ID), pl.ID); s != nil {
 		return s, s.view.Load()
 	}
 	return nil, nil

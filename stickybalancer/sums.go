@@ -76,6 +76,9 @@ func (p *policy) refreshLocked(s *server) {
 		v.home = v.weight
 	}
 	old := s.view.Load()
+	if !old.target.is(v.target) || old.phase != v.phase {
+		p.connLocked(s, v.readyConn())
+	}
 	if old.home != v.home {
 		p.homes.moved = append(p.homes.moved, s)
 	}
@@ -85,6 +88,7 @@ func (p *policy) refreshLocked(s *server) {
 		p.changed = true
 		p.revision.Add(1) // before pickers can see it
 		s.view.Store(v)
+		p.homes.seatLocked(s)
 	} else if old.err != v.err {
 		s.view.Store(v) // only words in an error: no call waits for them
 	}
@@ -103,7 +107,7 @@ func (p *policy) refreshLocked(s *server) {
 		p.unringLocked(s)
 		if s.ring = ring; ring != nil {
 			for _, w := range splitWeight(s.weight(), p.shareLimit) {
-				sh := &share{target: v.target, weight: w}
+				sh := &share{target: v.target, conn: s.conn.Load(), weight: w}
 				s.shares = append(s.shares, sh)
 				ring.add(sh)
 			}
@@ -111,6 +115,12 @@ func (p *policy) refreshLocked(s *server) {
 		p.changed = true
 	}
 	p.changed = p.changed || before != p.modeLocked()
+}
+
+// connLocked makes c what quick picks see of s.
+func (p *policy) connLocked(s *server, c *readyConn) {
+	s.conn.Store(c)
+	p.conns[s.index].Store(c)
 }
 
 func (p *policy) unringLocked(s *server) {
@@ -192,6 +202,15 @@ func (p *policy) publishLocked() {
 	}
 	if m.wake && p.cfg != nil && p.cfg.lazy {
 		pk.wake = sync.OnceFunc(func() { go p.connectOneIdle() })
+	}
+	if pk.wake == nil {
+		pk.plain = pk.ring
+	}
+	if !pk.headers || pk.trustMarks {
+		pk.marked = pk.plain
+	}
+	if !pk.headers {
+		pk.bare = pk.plain
 	}
 	p.cc.UpdateState(balancer.State{ConnectivityState: m.channel, Picker: pk})
 }

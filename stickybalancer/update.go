@@ -143,6 +143,13 @@ func (p *policy) newServerLocked(id string) *server {
 		i, p.free = p.free[n-1], p.free[:n-1]
 	} else {
 		p.byIndex = append(p.byIndex, nil)
+		if n := len(p.conns); int(i) == n {
+			conns := make([]readyPointer, 2*n+8) // old pickers keep the old ones
+			for j := range p.conns {
+				conns[j].Store(p.conns[j].Load())
+			}
+			p.conns = conns
+		}
 	}
 	s := newServer(id, i)
 	p.servers[id], p.byIndex[i] = s, s
@@ -152,6 +159,7 @@ func (p *policy) newServerLocked(id string) *server {
 func (p *policy) forgetLocked(s *server) {
 	delete(p.servers, s.id)
 	p.byIndex[s.index] = nil
+	p.conns[s.index].Store(nil)
 	p.free = append(p.free, s.index)
 }
 
@@ -239,14 +247,7 @@ func (p *policy) goneLocked(s *server, now time.Time) *child {
 
 // membersLocked renews what pickers see of the list.
 func (p *policy) membersLocked() {
-	m := &members{byID: make(map[string]*server, len(p.servers)), byIndex: slices.Clone(p.byIndex)}
-	for id, s := range p.servers {
-		m.byID[id] = s
-		if s.known() {
-			m.list = append(m.list, s)
-		}
-	}
-	p.members = m
+	p.members = newMembers(p.servers, p.byIndex, p.conns)
 	p.changed = true
 }
 

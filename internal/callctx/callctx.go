@@ -22,13 +22,47 @@ type Value struct {
 	Moved   bool             // ID is where a server said that the state is
 
 	// Hash is Hash(Key), or Hash(ID) without a key: the place in the
-	// rendezvous order of a call that has to find a home. It is computed here,
-	// once, because a picker runs once per attempt and queue wake-up.
-	Hash uint64
+	// rendezvous order of a call that has to find a home. IDHash is Hash(ID).
+	// They are computed here, once, because a picker runs once per attempt and
+	// queue wake-up.
+	Hash   uint64
+	IDHash uint64
+
+	// Kind is computed here, too.
+	Kind Kind
 
 	// NoHeaders says that the outgoing metadata was seen to hold neither
 	// default affinity header, so that a picker need not look again.
 	NoHeaders bool
+}
+
+// Kind says what to look at first.
+type Kind uint8
+
+// The kinds, of which the first that fits holds.
+const (
+	Aside     Kind = iota // somebody wants to know more than where it went
+	ByID                  // it has an id
+	BySession             // it has a session
+	ByKey                 // it has a key
+	Marked                // it has nothing, nor do its headers
+	Nothing               // it has nothing
+)
+
+func (v *Value) kind() Kind {
+	switch {
+	case v.Route != nil || v.Moved:
+		return Aside
+	case v.ID != "":
+		return ByID
+	case v.Session != nil:
+		return BySession
+	case v.Key != "":
+		return ByKey
+	case v.NoHeaders:
+		return Marked
+	}
+	return Nothing
 }
 
 // Empty reports whether v says nothing of where a call belongs.
@@ -44,15 +78,22 @@ func From(ctx context.Context) *Value {
 	return v
 }
 
-// With returns ctx carrying a copy of v with its hash computed.
+// With returns ctx carrying a copy of v with what follows from it computed.
 func With(ctx context.Context, v Value) context.Context {
-	switch {
-	case v.Key != "":
-		v.Hash = Hash(v.Key)
-	case v.ID != "":
-		v.Hash = Hash(v.ID)
-	}
+	v.Derive()
 	return &valueCtx{ctx, v}
+}
+
+// Derive computes what follows from the rest.
+func (v *Value) Derive() {
+	v.Hash, v.IDHash, v.Kind = 0, 0, v.kind()
+	if v.ID != "" {
+		v.IDHash = Hash(v.ID)
+		v.Hash = v.IDHash
+	}
+	if v.Key != "" {
+		v.Hash = Hash(v.Key)
+	}
 }
 
 // valueCtx is what context.WithValue makes, in one allocation.
@@ -69,7 +110,7 @@ func (c *valueCtx) Value(k any) any {
 }
 
 // noHeaders is shared: a call without affinity costs no Value of its own.
-var noHeaders = &Value{NoHeaders: true}
+var noHeaders = &Value{NoHeaders: true, Kind: Marked}
 
 // WithNoHeaders returns ctx marked as a call without affinity whose outgoing
 // metadata holds neither default affinity header.

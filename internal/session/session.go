@@ -148,6 +148,15 @@ func (s *Session) Find(target Target) *Binding {
 	return nil
 }
 
+// Quick returns the state for target if it is the first that the session knows, nil
+// otherwise. It is short enough to be inlined.
+func (s *Session) Quick(target Target) *State {
+	if b := s.first.Load(); b != nil && b.target == target {
+		return b.state.Load()
+	}
+	return nil
+}
+
 // Bind returns the binding for target, which it makes if there is none.
 func (s *Session) Bind(target Target) *Binding {
 	for {
