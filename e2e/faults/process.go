@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -23,6 +24,12 @@ func Main() {
 	case "etcd":
 		etcdmain.Main(os.Args)
 		os.Exit(0)
+	case "row":
+		if err := rowMain(); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	case "server":
 		serverMain()
 		os.Exit(0)
@@ -31,8 +38,9 @@ func Main() {
 
 // process is a child of this one.
 type process struct {
-	cmd  *exec.Cmd
-	done chan struct{}
+	cmd   *exec.Cmd
+	input io.Writer
+	done  chan struct{}
 
 	mu    sync.Mutex
 	lines []string // the last of its output
@@ -52,6 +60,9 @@ func spawn(role string, env []string, args ...string) (*process, error) {
 		return nil, err
 	}
 	p.cmd.Stderr = p.cmd.Stdout
+	if p.input, err = p.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
 	}

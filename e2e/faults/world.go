@@ -40,13 +40,15 @@ type Row struct {
 	Failed func(calls int64) int64
 	// Moves says which servers' sessions may move; nil means none.
 	Moves []string
+	// Play plays the row, if it takes another process to do so; nil if it does not.
+	Play func(Row) (Result, error)
 	// Within is how long clients may take to see the truth. 0 means 2 s.
 	Within time.Duration
 }
 
 // Result is what a row cost.
 type Result struct {
-	Row
+	Row             `json:"-"`
 	Calls, Lost     int64
 	Gap             time.Duration // the longest time without a successful call
 	Moved, Needless int
@@ -173,7 +175,14 @@ func heap() uint64 {
 }
 
 // Run plays a row in a world of its own.
-func Run(row Row) (r Result, err error) {
+func Run(row Row) (Result, error) {
+	if row.Play != nil {
+		return row.Play(row)
+	}
+	return play(row)
+}
+
+func play(row Row) (r Result, err error) {
 	began := time.Now()
 	r.Row = row
 	w, err := newWorld(row.Members)
