@@ -83,10 +83,10 @@ func (o *serverOptions) incoming(ctx context.Context) (context.Context, caller, 
 		return ctx, caller{outside: u}, err
 	}
 	from := caller{stamp: o.stamp}
-	if _, err := single("incoming", IDHeader, metadata.ValueFromIncomingContext(ctx, IDHeader)); err != nil {
+	if _, err := single("incoming", IDHeader, metadata.ValueFromIncomingContext(ctx, IDHeader), problem); err != nil {
 		return nil, from, err
 	}
-	key, err := single("incoming", KeyHeader, metadata.ValueFromIncomingContext(ctx, KeyHeader))
+	key, err := single("incoming", KeyHeader, metadata.ValueFromIncomingContext(ctx, KeyHeader), problem)
 	if err != nil {
 		return nil, from, err
 	}

@@ -249,7 +249,7 @@ func FuzzIncomingHeader(f *testing.F) {
 			got, _ := affinity.FromContext(ctx)
 			require.Equal(t, affinity.Affinity{Key: first}, got, shape)
 		}
-		if first != second {
+		if first != second || strings.HasPrefix(first, "hs1.") { // a client carries sealed ones, which are longer
 			return
 		}
 		err := client(affinity.WithKey(t.Context(), first), "/s/m", nil, nil, nil,

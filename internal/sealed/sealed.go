@@ -45,8 +45,12 @@ type Ring []*key
 // key is what is made of a secret.
 type key struct {
 	fingerprint [fingerprintSize]byte // is public
-	name, mac   []byte
-	block       cipher.Block
+	*secrets                          // behind a second pointer, where fmt never looks
+}
+
+type secrets struct {
+	name, mac []byte
+	block     cipher.Block
 }
 
 // NewRing makes keys of secrets, which it does not keep.
@@ -89,7 +93,7 @@ func newKey(secret []byte) (*key, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &key{fingerprint: [fingerprintSize]byte(made[0]), name: made[1], block: block, mac: made[3]}, nil
+	return &key{[fingerprintSize]byte(made[0]), &secrets{name: made[1], block: block, mac: made[3]}}, nil
 }
 
 // Seal seals a value, which must not be empty or longer than the purpose allows. It has
