@@ -72,22 +72,34 @@ func BenchmarkClientInterceptor(b *testing.B) {
 
 // BenchmarkServerInterceptor reads among the headers that every gRPC call has.
 func BenchmarkServerInterceptor(b *testing.B) {
-	call := affinity.UnaryServerInterceptor()
 	handler := func(context.Context, any) (any, error) { return nil, nil }
-	base := metadata.Pairs(":authority", "a", "content-type", "application/grpc", "user-agent", "g", "grpc-accept-encoding", "gzip", "trace", "t")
+	base := metadata.Pairs(":authority", "a", "content-type", "application/grpc", "user-agent", "g", "grpc-accept-encoding", "gzip", "user", "alice")
+	key := metadata.Join(base, metadata.Pairs(affinity.KeyHeader, "room-42"))
+	id := metadata.Join(base, metadata.Pairs(affinity.IDHeader, sealedID(b, "game-1", "alice")))
+	strip := affinity.WithTrust(nil, affinity.Strip())
+	signed := affinity.WithServerID("game-1")
 	for _, bc := range []struct {
 		name string
 		md   metadata.MD
+		opts []affinity.ServerOption
 	}{
-		{"affinity=none", base},
-		{"affinity=key", metadata.Join(base, metadata.Pairs(affinity.KeyHeader, "room-42"))},
-		{"affinity=id+key", metadata.Join(base, metadata.Pairs(affinity.KeyHeader, "room-42", affinity.IDHeader, "game-1"))},
+		{"affinity=none", base, nil},
+		{"affinity=key", key, nil},
+		{"affinity=id+key", metadata.Join(key, metadata.Pairs(affinity.IDHeader, "game-1")), nil},
+		{"affinity=none/strip", base, []affinity.ServerOption{strip}},
+		{"affinity=key/strip", key, []affinity.ServerOption{strip}},
+		{"affinity=none/sealed", base, []affinity.ServerOption{sealing(b)}},
+		{"affinity=id/sealed", id, []affinity.ServerOption{sealing(b)}},
+		{"affinity=id/sealed/signed", id, []affinity.ServerOption{sealing(b), signed}},
 	} {
 		b.Run(bc.name, func(b *testing.B) {
+			call := affinity.UnaryServerInterceptor(bc.opts...)
 			ctx := metadata.NewIncomingContext(context.Background(), bc.md)
 			b.ReportAllocs()
 			for b.Loop() {
-				_, _ = call(ctx, nil, nil, handler)
+				if _, err := call(ctx, nil, nil, handler); err != nil {
+					b.Fatal(err)
+				}
 			}
 		})
 	}

@@ -78,9 +78,11 @@ func (o *serverOptions) incoming(ctx context.Context) (context.Context, caller, 
 	if o.err != nil {
 		return nil, caller{}, o.err
 	}
+	if err := o.trust.wrong(); err != nil {
+		return nil, caller{}, err
+	}
 	if u := o.trust.outside(ctx); u != nil {
-		ctx, err := u.admit(ctx)
-		return ctx, caller{outside: u}, err
+		return u.admit(ctx, o.stamp)
 	}
 	from := caller{stamp: o.stamp}
 	if _, err := single("incoming", IDHeader, metadata.ValueFromIncomingContext(ctx, IDHeader), problem); err != nil {

@@ -2,26 +2,32 @@ package affinity
 
 import (
 	"context"
-	"slices"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/anypb"
-
-	"github.com/homing-grpc/homing/internal/session"
 )
 
+// ExpiredReason is the reason of the
+// [google.golang.org/genproto/googleapis/rpc/errdetails.ErrorInfo] by which a server says
+// that a sealed key has expired; its domain is [MovedDomain], and its metadata has the
+// header's name under "header". Whoever gets it asks for another key where it had this one
+// from.
+const ExpiredReason = "AFFINITY_EXPIRED"
+
 // Untrusted is what becomes of the ids and keys of callers that are not trusted:
-// [Refuse], [Strip]. The zero value is Refuse.
-type Untrusted struct{ mode mode }
+// [Refuse], [Strip] or [Sealed]. The zero value is Refuse.
+type Untrusted struct {
+	mode    mode
+	sealer  *Sealer // these are for Sealed alone
+	subject func(context.Context) string
+}
 
 type mode uint8
 
 const (
 	refusing mode = iota
 	stripping
+	sealing
 )
 
 // Refuse answers calls of untrusted callers that carry an id or a key with code
@@ -34,10 +40,41 @@ func Refuse() Untrusted { return Untrusted{mode: refusing} }
 // of a trusted caller does no harm.
 func Strip() Untrusted { return Untrusted{mode: stripping} }
 
+// Sealed takes from untrusted callers what sealer has sealed for them, and seals what
+// they are told: an outside client can come back to the server that it was on, by what it
+// got in the last answer, and name no other.
+//
+// subject returns who the caller is, by which sealed values are bound to it: the user that
+// has logged in, not something that the caller chooses. It is called once for each call,
+// with the context that trusted gets, and must be safe for concurrent use. An empty
+// subject has nothing sealed, and nothing opens for it.
+//
+// A sealed id is opened, and the handler sees the plain one in the incoming metadata. One
+// that says of itself that it has expired is none: it is but a wish, and the answer
+// brings a new one. A sealed key is opened likewise, and is in the handler's context as if
+// by [WithKey]. One that has expired is answered with code PermissionDenied and
+// [ExpiredReason], for without it the call would be about something else. All that does
+// not open is answered with code PermissionDenied before the handler runs, and two
+// different values of one header with code InvalidArgument.
+//
+// With [WithServerID] answers are signed with the sealed id; the id that [Moved] names is
+// sealed, too. Both are what the interceptors of this package send back, so a [Session]
+// of a client outside works as with plain ids, if something on the way opens them: a
+// gateway, whose handlers call servers [With] the plain id, or a proxy by
+// [Sealer.OpenID]. A gateway does not use WithServerID; its handlers set [IDHeader] to the
+// sealed id of the server that they called.
+//
+// A nil or unmade sealer, or a nil subject, is a server set up wrongly: every call is
+// answered with code Internal.
+func Sealed(sealer *Sealer, subject func(ctx context.Context) string) Untrusted {
+	return Untrusted{sealing, sealer, subject}
+}
+
 // WithTrust makes the server interceptors tell callers apart: what trusted ones say in
 // [IDHeader] and [KeyHeader] is taken as it is, what others say is treated as otherwise
 // has it. Others are not told of servers either: their answers are not signed
-// ([WithServerID]), and what a handler says of [Moved] reaches them without the id.
+// ([WithServerID]), and what a handler says of [Moved] reaches them without the id, unless
+// they are told by [Sealed] ids.
 //
 // trusted is called once for each call, before the handler, with the context of the call
 // as it is at that point in the chain of interceptors: one that authenticates has to
@@ -51,13 +88,25 @@ func Strip() Untrusted { return Untrusted{mode: stripping} }
 // left alone. The default is that all callers are trusted. Used twice, the last one
 // holds.
 func WithTrust(trusted func(ctx context.Context) bool, otherwise Untrusted) ServerOption {
-	return serverOptionFunc(func(o *serverOptions) { o.trust = &trust{trusted, otherwise} })
+	t := &trust{trusted: trusted, otherwise: otherwise}
+	if otherwise.mode == sealing && (!otherwise.sealer.made() || otherwise.subject == nil) {
+		t.err = status.Error(codes.Internal, "affinity: WithTrust: Sealed needs a sealer made by NewSealer, and a subject")
+	}
+	return serverOptionFunc(func(o *serverOptions) { o.trust = t })
 }
 
 // trust is what WithTrust was given.
 type trust struct {
 	trusted   func(context.Context) bool
 	otherwise Untrusted
+	err       error // the answer to every call, nil if the option is sound
+}
+
+func (t *trust) wrong() error {
+	if t == nil {
+		return nil
+	}
+	return t.err
 }
 
 // outside returns how the caller of ctx is treated, nil if like one of us.
@@ -66,68 +115,4 @@ func (t *trust) outside(ctx context.Context) *Untrusted {
 		return nil
 	}
 	return &t.otherwise
-}
-
-// admit returns ctx with what the handler may know of the headers of a caller outside.
-func (u *Untrusted) admit(ctx context.Context) (context.Context, error) {
-	ids := metadata.ValueFromIncomingContext(ctx, IDHeader)
-	keys := metadata.ValueFromIncomingContext(ctx, KeyHeader)
-	if len(ids) == 0 && len(keys) == 0 {
-		return ctx, nil
-	}
-	if u.mode == refusing {
-		for _, h := range []struct {
-			name   string
-			values []string
-		}{{IDHeader, ids}, {KeyHeader, keys}} {
-			if slices.ContainsFunc(h.values, func(v string) bool { return v != "" }) {
-				return nil, status.Errorf(codes.PermissionDenied, "affinity: incoming header %s: the caller is not trusted to say where its calls go", h.name)
-			}
-		}
-	}
-	return incomingWith(ctx, "", ""), nil
-}
-
-// incomingWith returns ctx with these, and no other, affinity headers; "" is none.
-func incomingWith(ctx context.Context, id, key string) context.Context {
-	md, _ := metadata.FromIncomingContext(ctx) // a copy, with names in lower case
-	for name, v := range map[string]string{IDHeader: id, KeyHeader: key} {
-		delete(md, name)
-		if v != "" {
-			md[name] = []string{v}
-		}
-	}
-	return metadata.NewIncomingContext(ctx, md)
-}
-
-// caller is who made a call, as far as that decides what it is told of servers.
-type caller struct {
-	stamp   metadata.MD // signs answers to it, nil for not
-	outside *Untrusted  // nil if it is one of us
-}
-
-// told is err as the caller may see it. The id of the server that the state is on is in
-// a detail, and may be in the text.
-func (c caller) told(err error) error {
-	if c.outside == nil {
-		return err
-	}
-	if _, moved := session.Elsewhere(err); !moved {
-		return err
-	}
-	s, _ := status.FromError(err)
-	p := s.Proto()
-	for i, d := range p.GetDetails() {
-		info := new(errdetails.ErrorInfo)
-		if d.UnmarshalTo(info) != nil || info.GetReason() != MovedReason || info.GetDomain() != MovedDomain || info.GetMetadata()["id"] == "" {
-			continue
-		}
-		info.Metadata = map[string]string{"id": ""}
-		hidden, err := anypb.New(info)
-		if err != nil {
-			return status.Error(codes.Internal, "affinity: the state is on another server")
-		}
-		p.Details[i], p.Message = hidden, "affinity: the state is on another server"
-	}
-	return status.ErrorProto(p)
 }
