@@ -62,7 +62,7 @@ func Strip() Untrusted { return Untrusted{mode: stripping} }
 // of a client outside works as with plain ids, if something on the way opens them: a
 // gateway, whose handlers call servers [With] the plain id, or a proxy by
 // [Sealer.OpenID]. A gateway does not use WithServerID; its handlers set [IDHeader] to the
-// sealed id of the server that they called.
+// sealed id of the server that they called. A session outside has no key, or a sealed one.
 //
 // A nil or unmade sealer, or a nil subject, is a server set up wrongly: every call is
 // answered with code Internal.
