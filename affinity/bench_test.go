@@ -29,6 +29,8 @@ func BenchmarkRPC(b *testing.B) {
 		{"interceptors=both/affinity=id+key", affinity.With(keyed, "game-1"), affinity.ServerOptions(), affinity.DialOptions()},
 		{"interceptors=both/affinity=key/signed", keyed, affinity.ServerOptions(affinity.WithServerID("game-1")), affinity.DialOptions()},
 		{"interceptors=both/affinity=id+key/signed", affinity.With(keyed, "game-1"), affinity.ServerOptions(affinity.WithServerID("game-1")), affinity.DialOptions()},
+		{"interceptors=both/affinity=id/sealed/signed", affinity.With(metadata.AppendToOutgoingContext(context.Background(), "user", "alice"), sealedID(b, "game-1", "alice")),
+			affinity.ServerOptions(sealing(b), affinity.WithServerID("game-1")), affinity.DialOptions()},
 	} {
 		b.Run(bc.name, func(b *testing.B) {
 			c := start(b, &service{}, bc.server, bc.client...)
@@ -72,22 +74,32 @@ func BenchmarkClientInterceptor(b *testing.B) {
 
 // BenchmarkServerInterceptor reads among the headers that every gRPC call has.
 func BenchmarkServerInterceptor(b *testing.B) {
-	call := affinity.UnaryServerInterceptor()
 	handler := func(context.Context, any) (any, error) { return nil, nil }
-	base := metadata.Pairs(":authority", "a", "content-type", "application/grpc", "user-agent", "g", "grpc-accept-encoding", "gzip", "trace", "t")
+	base := metadata.Pairs(":authority", "a", "content-type", "application/grpc", "user-agent", "g", "grpc-accept-encoding", "gzip", "user", "alice")
+	key := metadata.Join(base, metadata.Pairs(affinity.KeyHeader, "room-42"))
+	id := metadata.Join(base, metadata.Pairs(affinity.IDHeader, sealedID(b, "game-1", "alice")))
+	strip := affinity.WithTrust(nil, affinity.Strip())
 	for _, bc := range []struct {
 		name string
 		md   metadata.MD
+		opts []affinity.ServerOption
 	}{
-		{"affinity=none", base},
-		{"affinity=key", metadata.Join(base, metadata.Pairs(affinity.KeyHeader, "room-42"))},
-		{"affinity=id+key", metadata.Join(base, metadata.Pairs(affinity.KeyHeader, "room-42", affinity.IDHeader, "game-1"))},
+		{"affinity=none", base, nil},
+		{"affinity=key", key, nil},
+		{"affinity=id+key", metadata.Join(key, metadata.Pairs(affinity.IDHeader, "game-1")), nil},
+		{"affinity=none/strip", base, []affinity.ServerOption{strip}},
+		{"affinity=key/strip", key, []affinity.ServerOption{strip}},
+		{"affinity=none/sealed", base, []affinity.ServerOption{sealing(b)}},
+		{"affinity=id/sealed", id, []affinity.ServerOption{sealing(b)}},
 	} {
 		b.Run(bc.name, func(b *testing.B) {
+			call := affinity.UnaryServerInterceptor(bc.opts...)
 			ctx := metadata.NewIncomingContext(context.Background(), bc.md)
 			b.ReportAllocs()
 			for b.Loop() {
-				_, _ = call(ctx, nil, nil, handler)
+				if _, err := call(ctx, nil, nil, handler); err != nil {
+					b.Fatal(err)
+				}
 			}
 		})
 	}

@@ -119,7 +119,7 @@ func signer(header, trailer metadata.MD) string {
 	if len(ids) == 0 {
 		ids = trailer[IDHeader]
 	}
-	if len(ids) == 0 || problem(ids[0]) != "" {
+	if len(ids) == 0 || unfit(ids[0]) != "" {
 		return ""
 	}
 	return ids[0]

@@ -124,15 +124,15 @@ func outgoing(ctx context.Context, name string) (context.Context, error) {
 	if id == "" {
 		id = name
 	}
-	if why := problem(id); why != "" {
+	if why := unfit(id); why != "" {
 		return nil, refuse("id in the context", id, why)
 	}
-	if why := problem(v.Key); why != "" {
+	if why := unfit(v.Key); why != "" {
 		return nil, refuse("key in the context", v.Key, why)
 	}
 	if v.Key == "" {
 		// This one stays, so it has to be fit to be sent.
-		if _, err := single("outgoing", KeyHeader, keys); err != nil {
+		if _, err := single("outgoing", KeyHeader, keys, unfit); err != nil {
 			return nil, err
 		}
 	}
@@ -157,11 +157,11 @@ func outgoing(ctx context.Context, name string) (context.Context, error) {
 // headersOnly is outgoing for a context without affinity: the headers, if any,
 // are left to the picker.
 func headersOnly(ctx context.Context, v *callctx.Value, ids, keys []string) (context.Context, error) {
-	id, err := single("outgoing", IDHeader, ids)
+	id, err := single("outgoing", IDHeader, ids, unfit)
 	if err != nil {
 		return nil, err
 	}
-	key, err := single("outgoing", KeyHeader, keys)
+	key, err := single("outgoing", KeyHeader, keys, unfit)
 	if err != nil {
 		return nil, err
 	}

@@ -42,6 +42,14 @@
 // once, unseen. One that holds nothing any more says so by [Release]. [WithDrain] lets
 // streams leave a server that drains in good order.
 //
+// # Callers outside
+//
+// Who may call a server may name any id or key, unless [WithTrust] says whose word counts:
+// that of others is refused ([Refuse]), ignored ([Strip]), or taken as far as the service
+// itself has sealed it for them ([Sealed]). A [Sealer] makes ids, keys and whole sessions
+// that their carrier can neither read, nor make up, nor pass on to another user. SECURITY.md
+// has who can steer whom where.
+//
 // # Headers
 //
 // A caller that writes the headers itself (a gateway that forwards them, a

@@ -6,13 +6,15 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/homing-grpc/homing/internal/sealed"
 )
 
 const (
 	// maxValue is the most bytes that an id or a key has on the wire. Both are
 	// kept in memory by whoever remembers them, so strangers must not choose
 	// how much that is.
-	maxValue = 256
+	maxValue = sealed.MaxValue
 
 	// maxQuoted is how many bytes of a refused value an error repeats.
 	maxQuoted = 64
@@ -37,9 +39,18 @@ func problem(v string) string {
 	return ""
 }
 
+// unfit is problem for what a client carries: that may be a sealed value, which
+// is longer, and is not for the client to open.
+func unfit(v string) string {
+	if len(v) > maxValue && sealed.Like(v) {
+		return ""
+	}
+	return problem(v)
+}
+
 // single returns the one value that a header has, "" if it has none. where is
-// for the error.
-func single(where, header string, values []string) (string, error) {
+// for the error, and so is what problem finds.
+func single(where, header string, values []string, problem func(string) string) (string, error) {
 	if len(values) == 0 {
 		return "", nil
 	}

@@ -53,7 +53,7 @@ func Moved(id string) error {
 // the state will be, and gives "". It looks through wrapped errors.
 func MovedTo(err error) (id string, ok bool) {
 	id, ok = session.Elsewhere(err)
-	if problem(id) != "" {
+	if unfit(id) != "" {
 		return "", false
 	}
 	return id, ok

@@ -66,6 +66,7 @@ func WithMovedStreams(end bool) ClientOption {
 type serverOptions struct {
 	stamp metadata.MD // sent with every answer, nil for none
 	drain *drain      // nil if streams do not leave
+	trust *trust      // nil if all callers are trusted
 	err   error       // the answer to every call, nil if the options are sound
 }
 
@@ -153,7 +154,8 @@ func DialOptions(opts ...ClientOption) []grpc.DialOption {
 //
 // gRPC calls chained interceptors in the order of the options. Give these
 // first, so that they run outermost: all others then have the key in their
-// context, and a call that one of them fails is signed as a failed one.
+// context, and a call that one of them fails is signed as a failed one. Only
+// what [WithTrust] needs to know of the caller has to come before.
 func ServerOptions(opts ...ServerOption) []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(UnaryServerInterceptor(opts...)),

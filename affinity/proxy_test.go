@@ -32,6 +32,7 @@ const proxyTarget = "passthrough:///at-proxy"
 type proxy struct {
 	testpb.UnimplementedTestServiceServer
 	clients map[string]testpb.TestServiceClient
+	opener  *affinity.Sealer // opens ids for the user that the call says, and passes headers on; nil for not
 
 	mu   sync.Mutex
 	next string
@@ -47,6 +48,14 @@ func (p *proxy) choose(ctx context.Context) (context.Context, testpb.TestService
 	id := ""
 	if ids := in[affinity.IDHeader]; len(ids) > 0 {
 		id = ids[0]
+	}
+	if p.opener != nil {
+		out := metadata.MD{}
+		for _, name := range []string{affinity.IDHeader, affinity.KeyHeader, "user"} {
+			out[name] = in[name]
+		}
+		ctx = metadata.NewOutgoingContext(ctx, out)
+		id, _ = p.opener.OpenID(id, user(metadata.NewIncomingContext(ctx, in)))
 	}
 	p.seen = append(p.seen, id)
 	if p.clients[id] != nil && !p.deaf {
@@ -123,15 +132,22 @@ func (p *proxy) FullDuplexCall(down grpc.BidiStreamingServer[testpb.StreamingOut
 // a and b. They sign their answers, if they are to.
 func behindProxy(t *testing.T, signed bool, f func(t *testing.T, w *world, p *proxy)) {
 	t.Helper()
+	behindProxyTo(t, func(name string) (opts []affinity.ServerOption) {
+		if signed {
+			opts = append(opts, affinity.WithServerID(name))
+		}
+		return opts
+	}, f)
+}
+
+// behindProxyTo is behindProxy with options for each server.
+func behindProxyTo(t *testing.T, opts func(name string) []affinity.ServerOption, f func(t *testing.T, w *world, p *proxy)) {
+	t.Helper()
 	inEmptyWorld(t, func(t *testing.T, w *world) {
 		p := &proxy{next: "a", clients: map[string]testpb.TestServiceClient{}}
 		var conns []*grpc.ClientConn
 		for _, name := range []string{"a", "b"} {
-			var opts []affinity.ServerOption
-			if signed {
-				opts = append(opts, affinity.WithServerID(name))
-			}
-			w.start(name, opts...)
+			w.start(name, opts(name)...)
 			conn := w.dialTo("passthrough:///at-" + name)
 			conns = append(conns, conn)
 			p.clients[name] = testpb.NewTestServiceClient(conn)

@@ -22,25 +22,25 @@ import (
 // A header that is longer than 256 bytes, holds anything but printable ASCII,
 // starts or ends with a space, or has two different values, is answered with
 // code InvalidArgument before the handler runs. The same value twice is
-// accepted, and an empty one is none.
+// accepted, and an empty one is none. [WithTrust] says whose headers count.
 //
 // It should be the outermost interceptor (see [ServerOptions]). The interceptor
 // is safe for concurrent use.
 func UnaryServerInterceptor(opts ...ServerOption) grpc.UnaryServerInterceptor {
 	o := newServer(opts)
 	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-		ctx, err := o.incoming(ctx)
+		ctx, from, err := o.incoming(ctx)
 		if err != nil {
 			return nil, err
 		}
 		resp, err := handler(ctx, req)
 		// The handler has the transport stream of gRPC itself, not one of ours
 		// that would see SendHeader: grpc.SetSendCompressor refuses any other.
-		if o.stamp != nil && (err != nil || grpc.SetHeader(ctx, o.stamp) != nil) {
+		if from.stamp != nil && (err != nil || grpc.SetHeader(ctx, from.stamp) != nil) {
 			// That there is no stream to sign must not fail the call.
-			_ = grpc.SetTrailer(ctx, o.stamp)
+			_ = grpc.SetTrailer(ctx, from.stamp)
 		}
-		return resp, err
+		return resp, from.told(err)
 	}
 }
 
@@ -50,7 +50,7 @@ func StreamServerInterceptor(opts ...ServerOption) grpc.StreamServerInterceptor 
 	o := newServer(opts)
 	return func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		old := ss.Context()
-		ctx, err := o.incoming(old)
+		ctx, from, err := o.incoming(old)
 		if err != nil {
 			return err
 		}
@@ -60,38 +60,51 @@ func StreamServerInterceptor(opts ...ServerOption) grpc.StreamServerInterceptor 
 				return d.serve(ss, func(ss grpc.ServerStream) error { return handler(srv, ss) })
 			}
 		}
-		if o.stamp == nil {
+		if from.stamp == nil {
 			if ctx != old {
 				ss = &keyedStream{ServerStream: ss, ctx: ctx}
 			}
-			return serve(ss)
+			return from.told(serve(ss))
 		}
-		signed := &signedStream{keyedStream: keyedStream{ServerStream: ss, ctx: ctx}, stamp: o.stamp}
+		signed := &signedStream{keyedStream: keyedStream{ServerStream: ss, ctx: ctx}, stamp: from.stamp}
 		err = serve(signed)
 		signed.finish(err)
-		return err
+		return from.told(err)
 	}
 }
 
-// incoming checks the headers of a call and returns ctx with their key.
-func (o *serverOptions) incoming(ctx context.Context) (context.Context, error) {
+// incoming checks the headers of a call, and returns ctx with their key, and who called.
+func (o *serverOptions) incoming(ctx context.Context) (context.Context, caller, error) {
 	if o.err != nil {
-		return nil, o.err
+		return nil, caller{}, o.err
 	}
-	if _, err := single("incoming", IDHeader, metadata.ValueFromIncomingContext(ctx, IDHeader)); err != nil {
-		return nil, err
+	if err := o.trust.wrong(); err != nil {
+		return nil, caller{}, err
 	}
-	key, err := single("incoming", KeyHeader, metadata.ValueFromIncomingContext(ctx, KeyHeader))
+	if u := o.trust.outside(ctx); u != nil {
+		return u.admit(ctx, o.stamp)
+	}
+	from := caller{stamp: o.stamp}
+	if _, err := single("incoming", IDHeader, metadata.ValueFromIncomingContext(ctx, IDHeader), problem); err != nil {
+		return nil, from, err
+	}
+	key, err := single("incoming", KeyHeader, metadata.ValueFromIncomingContext(ctx, KeyHeader), problem)
 	if err != nil {
-		return nil, err
+		return nil, from, err
 	}
+	return withIncoming(ctx, key), from, nil
+}
+
+// withIncoming returns ctx with the key that came in, unless another interceptor has put
+// one there.
+func withIncoming(ctx context.Context, key string) context.Context {
 	if key == "" {
-		return ctx, nil
+		return ctx
 	}
 	if v := callctx.From(ctx); v != nil && v.Key != "" {
-		return ctx, nil
+		return ctx
 	}
-	return WithKey(ctx, key), nil
+	return WithKey(ctx, key)
 }
 
 // keyedStream is a stream with another context.

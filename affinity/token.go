@@ -13,6 +13,7 @@ import (
 	"unique"
 
 	"github.com/homing-grpc/homing/internal/callctx"
+	"github.com/homing-grpc/homing/internal/sealed"
 	"github.com/homing-grpc/homing/internal/session"
 )
 
@@ -20,7 +21,7 @@ const (
 	tokenPrefix = "h1." // the version
 
 	// Whoever hands us a token must not choose how much we remember.
-	maxToken   = 16 << 10
+	maxToken   = sealed.MaxSession
 	maxTargets = 64
 	maxTarget  = 1 << 10
 )
@@ -41,7 +42,7 @@ type tokenPlace struct {
 
 // MarshalText implements [encoding.TextMarshaler]: the session's key, and where it
 // lives, as a line of printable ASCII for a file or a cookie. It is neither secret nor
-// sealed: a checksum finds damage, not malice. It does not hold OnMove's function. A
+// sealed: a checksum finds damage, not malice; see [Sealer.SealSession]. It does not hold OnMove's function. A
 // session with more than 64 targets, or a key or target that is too long, is an error.
 func (s *Session) MarshalText() ([]byte, error) {
 	t := token{Key: s.s.Key()}
@@ -113,7 +114,7 @@ func parseToken(text []byte) (t token, err error) {
 }
 
 func (t token) check() error {
-	if why := problem(t.Key); why != "" {
+	if why := unfit(t.Key); why != "" {
 		return fmt.Errorf("key %s: %s", quote(t.Key), why)
 	}
 	if len(t.Places) > maxTargets {
@@ -132,7 +133,7 @@ func (t token) check() error {
 		}
 		seen[p.Target] = true
 		for _, id := range []string{p.ID, p.Name} {
-			if why := problem(id); why != "" {
+			if why := unfit(id); why != "" {
 				return fmt.Errorf("id %s: %s", quote(id), why)
 			}
 		}

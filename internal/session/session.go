@@ -21,6 +21,8 @@ import (
 	"unique"
 
 	"google.golang.org/grpc/balancer"
+
+	"github.com/homing-grpc/homing/internal/sealed"
 )
 
 // Target is a channel's canonical target.
@@ -60,6 +62,12 @@ func (p *Place) Called() string {
 	}
 	return p.ID
 }
+
+// goesBy reports whether name is what the server is called, or another sealed form of
+// it.
+func (p *Place) goesBy(name string) bool { return sameName(p.Called(), name) }
+
+func sameName(a, b string) bool { return a == b || sealed.Same(a, b) }
 
 // Named returns a place like p that goes by name; p is nil if no picker chose it.
 func (p *Place) Named(name string) *Place {
@@ -303,9 +311,22 @@ func (b *Binding) arriveLocked(s *State, p *Place, why Reason) bool {
 }
 
 // isNow reports whether a session that goes from p to o stays where it is: an address
-// that has another name now leads to another server.
+// that has another name now leads to another server, and a name that was sealed anew to
+// the same one.
 func (p *Place) isNow(o *Place) bool {
-	return p.Same(o) && (p.Name == "" || o.Name == "" || p.Name == o.Name)
+	return p.is(o) && (p.Name == "" || o.Name == "" || sameName(p.Name, o.Name))
+}
+
+// is is Same for places that a name alone may have made. A picker never sees those.
+func (p *Place) is(o *Place) bool { return p.Same(o) || sealed.Same(p.ID, o.ID) }
+
+// since reports whether s is not the state was any more. That the name of the place has
+// been sealed anew since does not count.
+func (s *State) since(was *State) bool {
+	if s == nil || was == nil || !s.Confirmed || !was.Confirmed {
+		return s != was
+	}
+	return s != was && !sealed.Same(s.Place.ID, was.Place.ID)
 }
 
 // Answered takes in the name that the server goes by which answered a call. The session
@@ -323,14 +344,14 @@ func (b *Binding) Answered(was *State, at *Place, name string) {
 			return
 		}
 		p = pl.Named(name)
-	case now != was:
+	case now.since(was):
 		return // another answer was first
-	case pl != nil && pl.Called() == name:
-		if now.Confirmed {
+	case pl != nil && pl.goesBy(name):
+		if now.Confirmed && (pl.Called() == name || now != was) {
 			return
 		}
-		p = (*Place)(nil).Named(name)
-	case now != nil && pl == nil && now.Prev.Called() == name:
+		p = (*Place)(nil).Named(name) // if it is a new form, the old one will expire
+	case now != nil && pl == nil && now.Prev.goesBy(name):
 		return // it is to leave that one
 	default:
 		p = (*Place)(nil).Named(name)
@@ -352,9 +373,9 @@ func (b *Binding) Send(was *State, at *Place, id string) {
 		now := b.state.Load()
 		held := now.held()
 		switch {
-		case at == nil && now != was, at != nil && held != nil && !held.Same(at):
+		case at == nil && now.since(was), at != nil && held != nil && !held.is(at):
 			return // it has left that server
-		case now.place() != nil && now.Place.Called() == id:
+		case now.place() != nil && now.Place.goesBy(id):
 			return
 		}
 		p := NewPlace(id, 0, -1)
@@ -372,7 +393,7 @@ func (b *Binding) Send(was *State, at *Place, id string) {
 func (b *Binding) Leave(was *State, at *Place, reason Reason) {
 	for {
 		now := b.state.Load()
-		if now.place() == nil || (at == nil && now != was) || (at != nil && !now.Place.Same(at)) {
+		if now.place() == nil || (at == nil && now.since(was)) || (at != nil && !now.Place.is(at)) {
 			return
 		}
 		next := Tentative(now, nil, reason)
@@ -393,11 +414,11 @@ func (b *Binding) Released(was *State, at *Place, name string) {
 	if held == nil {
 		return
 	}
-	here := held.Called() == name
+	here := held.goesBy(name)
 	if at != nil {
-		here = here || held.Same(at) && (name == "" || held.Name == "")
+		here = here || held.is(at) && (name == "" || held.Name == "")
 	} else {
-		here = here || now == was && name == ""
+		here = here || !now.since(was) && name == ""
 	}
 	if here {
 		b.Forget(now)
