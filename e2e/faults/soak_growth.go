@@ -20,8 +20,8 @@ type Growth struct {
 	Most          int64 // that After may be
 }
 
-// How much more there may be at the end. A client that has fewer or more streams open,
-// or a connection that is about to close, is no growth; nor is what a pool keeps.
+// How much more there may be at the end: a connection that is about to close is no growth,
+// nor is what a pool keeps.
 const (
 	moreGoroutines = 10
 	moreFiles      = 8
@@ -68,6 +68,7 @@ func (s *soak) measureNew() {
 // measureServers notes what servers hold that are seen for the first time, and returns
 // what all hold.
 func (s *soak) measureServers() map[string]holding {
+	time.Sleep(200 * time.Millisecond) // for streams that were hung up
 	all := make(map[string]holding)
 	for id, sv := range s.world.servers {
 		pid := sv.process.cmd.Process.Pid
@@ -77,7 +78,7 @@ func (s *soak) measureServers() map[string]holding {
 		s.mu.Unlock()
 		sv.process.signal(syscall.SIGUSR1)
 		var h holding
-		err := until(10*time.Second, "server "+id+" says what it holds", func() (ok bool) {
+		err := until(30*time.Second, "server "+id+" says what it holds", func() (ok bool) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			h, ok = s.holds[name]
@@ -131,7 +132,16 @@ func (s *soak) grown(before holding) (all []Growth) {
 	add("goroutines of the client", before.goroutines, int64(runtime.NumGoroutine()), most)
 	add("open files of the client", before.files, openFiles(), before.files+moreFiles)
 	add("heap of the client", before.heap, int64(heap()), before.heap+before.heap/10+moreHeap)
-	after := s.measureServers()
+	var after map[string]holding
+	_ = until(10*time.Second, "at rest", func() bool {
+		after = s.measureServers()
+		for pid, h := range after {
+			if h.goroutines > s.first[pid].goroutines+moreGoroutines {
+				return false
+			}
+		}
+		return true
+	})
 	pids := s.pids()
 	for _, id := range slices.Sorted(maps.Keys(pids)) {
 		pid := pids[id]

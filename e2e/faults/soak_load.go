@@ -64,6 +64,7 @@ type soakLoad struct {
 	channels []*soakChannel
 	stop     context.CancelFunc
 	workers  sync.WaitGroup
+	streams  []*soakStream
 	over     atomic.Bool // calls may fail now: channels are closed
 
 	mu    sync.Mutex
@@ -168,6 +169,7 @@ func (l *soakLoad) start(seed uint64) {
 			slot := &c.sessions[i]
 			if i >= soakSessions {
 				st := &soakStream{load: l, channel: c, slot: slot}
+				l.streams = append(l.streams, st)
 				again(c, 150*time.Millisecond, func(*rand.Rand) { st.talk() })
 			} else if i%4/2 == 0 { // half of them call twice at a time
 				again(c, 150*time.Millisecond, func(*rand.Rand) { _, _ = l.call(c, of(slot.Load())) })
@@ -332,15 +334,20 @@ func (l *soakLoad) heard(line string) bool {
 	return true
 }
 
-// shut lets no more calls begin, and waits for those under way. It reports false if they
-// do not end.
+// shut lets no more calls begin, waits for those under way, and hangs up the streams, which
+// will be opened anew. It reports false if calls do not end.
 func (l *soakLoad) shut() bool {
 	for _, c := range l.channels {
 		c.gate.shut()
 	}
 	ok := true
 	for _, c := range l.channels {
-		ok = c.gate.left(soakTimeout) && ok
+		ok = c.gate.left(2*soakTimeout) && ok
+	}
+	if ok {
+		for _, s := range l.streams {
+			s.hangUp()
+		}
 	}
 	return ok
 }

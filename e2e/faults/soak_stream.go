@@ -30,15 +30,15 @@ type soakStream struct {
 	stream  grpc.BidiStreamingClient[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse] // nil while it is not open
 	cancel  context.CancelFunc
 	route   *affinity.Route
+	alive   time.Time // when it was last known to be on the wire
 }
 
 // talk sends a message and waits for the answer.
 func (s *soakStream) talk() {
-	began := time.Now()
 	var err error
 	if now := s.slot.Load(); s.stream == nil || s.session != now {
 		s.hangUp()
-		s.session, s.route = now, new(affinity.Route)
+		s.session, s.route, s.alive = now, new(affinity.Route), time.Now()
 		var ctx context.Context
 		ctx, s.cancel = context.WithCancel(affinity.Observe(s.session.Context(bg), s.route))
 		s.stream, err = s.channel.rpc().FullDuplexCall(ctx)
@@ -54,10 +54,11 @@ func (s *soakStream) talk() {
 	s.load.tally.calls.Add(1)
 	if err != nil {
 		s.hangUp()
-		s.ended(began, err)
+		s.ended(err)
 		s.session.lose(a)
 		return
 	}
+	s.alive = time.Now()
 	s.session.answer(a, by)
 }
 
@@ -87,12 +88,12 @@ func (s *soakStream) exchange(a *attempt) (worker, error) {
 	return worker{id, pid}, nil
 }
 
-// ended judges the end of the stream. A session that moves and a server that drains end
-// streams in good order; else it is as with calls.
-func (s *soakStream) ended(began time.Time, err error) {
-	if _, ok := affinity.MovedTo(err); ok && status.Code(err) == codes.Aborted && s.load.book.away(s.route.ID(), s.channel.number, began) {
+// ended judges the end of the stream, which shows when it is next used. A session that
+// moves and a server that drains end streams in good order; else it is as with calls.
+func (s *soakStream) ended(err error) {
+	if _, ok := affinity.MovedTo(err); ok && status.Code(err) == codes.Aborted && s.load.book.away(s.route.ID(), s.channel.number, s.alive) {
 		return
 	}
 	a := aim{what: "message of session " + s.session.name, session: s.session}
-	s.load.failed(s.channel, a, s.route, began, err)
+	s.load.failed(s.channel, a, s.route, s.alive, err)
 }
