@@ -82,3 +82,19 @@ func TestIncarnationsGrowWithEachStart(t *testing.T) {
 		require.NoError(t, reg.Close(bg))
 	}
 }
+
+// A wiped etcd counts its revisions from 1 again, so a server that starts again may find
+// the one that it had found before; it is another start all the same, and its clients
+// have to be told that it has lost its memory.
+func TestAStartAfterEtcdWasWipedIsAnotherIncarnation(t *testing.T) {
+	e := startEtcd(t)
+	before := make(map[int64]bool)
+	for range 3 {
+		reg := register(t, e.newClient(), startServer(t, "a"))
+		require.False(t, before[reg.Meta().Incarnation], reg.Meta().Incarnation)
+		before[reg.Meta().Incarnation] = true
+		e.stop()
+		e.wipe()
+		e.start()
+	}
+}

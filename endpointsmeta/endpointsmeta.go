@@ -27,8 +27,10 @@ type Meta struct {
 	// At most [MaxIDLen] bytes of printable ASCII, for it travels in headers.
 	ID string `json:"id,omitempty"`
 
-	// Incarnation grows with each start of the server. The registry sets it,
-	// to a revision of etcd, so that it can also serve as a fence for storage.
+	// Incarnation grows with each start of the server. The registry makes it
+	// from a revision of etcd, so that it can also serve as a fence for storage.
+	// When etcd has lost its data, a start after that differs from those before
+	// it, but may be less.
 	Incarnation int64 `json:"incarnation,omitempty"`
 
 	// Weight is the server's share relative to the others'; 0 means 1.

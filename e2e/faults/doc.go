@@ -6,6 +6,10 @@
 // A [Row] is one fault, with what it may cost. Command faults runs them all and prints a
 // table; the tests of this package run them in a short form.
 //
-// The processes are this very program, started again: whoever runs rows calls [Main]
-// first thing.
+// A [Soak] plays faults at random, drawn from a seed, and checks all the while that
+// sessions, calls and memory keep what is promised. Command soak runs it for as long as it
+// is told to.
+//
+// The processes are this very program, started again: whoever runs rows or a soak
+// calls [Main] first thing.
 package faults

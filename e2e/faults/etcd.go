@@ -75,7 +75,7 @@ func newCluster(n int) (c *cluster, err error) {
 }
 
 func (m *member) start() (err error) {
-	m.process, err = spawn("etcd", nil,
+	m.process, err = spawn("etcd", nil, nil,
 		"--name="+m.name, "--data-dir="+m.dir,
 		"--listen-client-urls=http://"+m.client, "--advertise-client-urls=http://"+m.client,
 		"--listen-peer-urls=http://"+m.peer, "--initial-advertise-peer-urls=http://"+m.peer,

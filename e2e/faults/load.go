@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/resolver"
 
 	"github.com/homing-grpc/homing/affinity"
 	"github.com/homing-grpc/homing/endpointsmeta/registry"
@@ -24,6 +25,7 @@ const (
 	channels   = 3
 	perChannel = 20 // sessions
 	pause      = 4 * time.Millisecond
+	target     = "etcd:///" + service // of all channels
 )
 
 // channel is one client: a channel of gRPC with an etcd client of its own, and the
@@ -53,9 +55,7 @@ type load struct {
 }
 
 func (w *World) newChannel() (*channel, error) {
-	var etcd []string
-	w.etcd.each(func(m *member) { etcd = append(etcd, m.front.addr) })
-	cli, err := connect(etcd)
+	cli, err := w.frontClient()
 	if err != nil {
 		return nil, err
 	}
@@ -63,19 +63,29 @@ func (w *World) newChannel() (*channel, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := grpc.NewClient("etcd:///"+service, append(affinity.DialOptions(),
+	conn, err := open(b, stickybalancer.Config{ReconnectWindow: time.Second})
+	if err != nil {
+		return nil, err
+	}
+	return &channel{cli: cli, conn: conn, rpc: testpb.NewTestServiceClient(conn)}, nil
+}
+
+// frontClient is a client of etcd that stands behind the clients' proxies.
+func (w *World) frontClient() (*clientv3.Client, error) {
+	return w.etcd.connect(func(m *member) string { return m.front.addr })
+}
+
+// open makes a channel to the game servers.
+func open(b resolver.Builder, cfg stickybalancer.Config) (*grpc.ClientConn, error) {
+	return grpc.NewClient(target, append(affinity.DialOptions(),
 		grpc.WithResolvers(b),
-		grpc.WithDefaultServiceConfig(stickybalancer.Config{ReconnectWindow: time.Second}.ServiceConfig()),
+		grpc.WithDefaultServiceConfig(cfg.ServiceConfig()),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: time.Second}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 500 * time.Millisecond},
 			MinConnectTimeout: time.Second,
 		}))...)
-	if err != nil {
-		return nil, err
-	}
-	return &channel{cli: cli, conn: conn, rpc: testpb.NewTestServiceClient(conn)}, nil
 }
 
 func (c *channel) close() {

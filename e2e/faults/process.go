@@ -46,8 +46,9 @@ type process struct {
 	lines []string // the last of its output
 }
 
-// spawn starts this program again in a role.
-func spawn(role string, env []string, args ...string) (*process, error) {
+// spawn starts this program again in a role. heard takes the lines of its output that
+// are for it; nil takes none.
+func spawn(role string, env []string, heard func(line string) bool, args ...string) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -69,6 +70,9 @@ func spawn(role string, env []string, args ...string) (*process, error) {
 	go func() {
 		defer close(p.done)
 		for s := bufio.NewScanner(out); s.Scan(); {
+			if heard != nil && heard(s.Text()) {
+				continue
+			}
 			p.mu.Lock()
 			p.lines = append(p.lines, s.Text())
 			if len(p.lines) > 50 {

@@ -206,7 +206,7 @@ func serverRows() []Row {
 		c := w.load.channels[0]
 		var left []*affinity.Session
 		for _, s := range c.sessions {
-			if s.ID("etcd:///"+service) == "a" {
+			if s.ID(target) == "a" {
 				left = append(left, s)
 			}
 		}
@@ -413,7 +413,7 @@ func clientRows() []Row {
 }
 
 func (w *World) dial(b resolver.Builder, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
-	return grpc.NewClient("etcd:///"+service, append(opts, grpc.WithResolvers(b),
+	return grpc.NewClient(target, append(opts, grpc.WithResolvers(b),
 		grpc.WithDefaultServiceConfig(stickybalancer.Config{}.ServiceConfig()),
 		grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 }

@@ -7,9 +7,9 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -30,24 +30,56 @@ const (
 // gameServer answers calls with its id and the number of its process.
 type gameServer struct {
 	testpb.UnimplementedTestServiceServer
-	id string
-	n  atomic.Int64
+	id, pid string
 }
 
-func (s *gameServer) UnaryCall(context.Context, *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
-	s.n.Add(1)
-	return &testpb.SimpleResponse{Hostname: s.id, Username: strconv.Itoa(os.Getpid())}, nil
+// accept reports a call that changes the state of a session, before it is answered: what
+// is in the pipe outlives a kill -9.
+func (s *gameServer) accept(call *testpb.Payload) {
+	if len(call.GetBody()) > 0 {
+		fmt.Println("accepted", s.id, s.pid, string(call.GetBody()))
+	}
+}
+
+func (s *gameServer) UnaryCall(_ context.Context, r *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
+	s.accept(r.GetPayload())
+	return &testpb.SimpleResponse{Hostname: s.id, Username: s.pid}, nil
 }
 
 func (s *gameServer) FullDuplexCall(stream testpb.TestService_FullDuplexCallServer) error {
 	for {
-		if _, err := stream.Recv(); err != nil {
+		r, err := stream.Recv()
+		if err != nil {
 			return err
 		}
-		if err := stream.Send(&testpb.StreamingOutputCallResponse{}); err != nil {
+		s.accept(r.GetPayload())
+		by := &testpb.Payload{Body: []byte(s.id + " " + s.pid)}
+		if err := stream.Send(&testpb.StreamingOutputCallResponse{Payload: by}); err != nil {
 			return err
 		}
 	}
+}
+
+// tellHoldings reports what the process holds, whenever SIGUSR1 asks.
+func tellHoldings(pid string) {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGUSR1)
+	go func() {
+		for range asked {
+			n := runtime.NumGoroutine()
+			fmt.Println("holds", pid, n, heap())
+		}
+	}()
+}
+
+// listen waits for an address that somebody else's outgoing connection has for now.
+func listen(addr string) (lis net.Listener, err error) {
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if lis, err = net.Listen("tcp", addr); err == nil {
+			break
+		}
+	}
+	return lis, err
 }
 
 // serverMain is a game server as a process. SIGTERM makes it drain and leave.
@@ -67,17 +99,18 @@ func serve() error {
 		return err
 	}
 	defer cli.Close()
-	lis, err := net.Listen("tcp", os.Getenv("LISTEN"))
+	lis, err := listen(os.Getenv("LISTEN"))
 	if err != nil {
 		return err
 	}
 	fmt.Println("listening", lis.Addr())
-	id := os.Getenv("ID")
+	id, pid := os.Getenv("ID"), strconv.Itoa(os.Getpid())
+	tellHoldings(pid)
 	calls := new(registry.Calls)
 	srv := grpc.NewServer(append(affinity.ServerOptions(
 		affinity.WithServerID(id), affinity.WithDrain(ctx, 200*time.Millisecond)),
 		grpc.StatsHandler(calls))...)
-	testpb.RegisterTestServiceServer(srv, &gameServer{id: id})
+	testpb.RegisterTestServiceServer(srv, &gameServer{id: id, pid: pid})
 	addr := os.Getenv("ADVERTISE")
 	if addr == "" {
 		addr = lis.Addr().String()
@@ -122,7 +155,7 @@ func (w *World) launch(s *server, listen string) (err error) {
 	w.etcd.each(func(m *member) { etcd = append(etcd, m.back.addr) })
 	s.process, err = spawn("server", []string{
 		"ID=" + s.id, "LISTEN=" + listen, "ADVERTISE=" + s.front.addr, "ETCD=" + strings.Join(etcd, ","),
-	})
+	}, w.heard)
 	if err != nil {
 		return err
 	}

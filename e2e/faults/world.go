@@ -20,6 +20,7 @@ type World struct {
 	servers map[string]*server
 	direct  *clientv3.Client // by no proxy
 	load    *load
+	heard   func(line string) bool // takes what servers report; nil if nobody does
 
 	back time.Time // when what was broken was mended: recovery is counted from here
 	seen time.Duration
@@ -60,9 +61,9 @@ type Result struct {
 	Took            time.Duration
 }
 
-// start3 starts servers a, b and c and an etcd for them.
-func newWorld(members int) (w *World, err error) {
-	w = &World{servers: make(map[string]*server)}
+// newWorld starts servers, and an etcd for them.
+func newWorld(members int, heard func(line string) bool, ids ...string) (w *World, err error) {
+	w = &World{servers: make(map[string]*server), heard: heard}
 	if w.etcd, err = newCluster(max(members, 1)); err != nil {
 		return w, err
 	}
@@ -72,12 +73,12 @@ func newWorld(members int) (w *World, err error) {
 	if w.direct, err = w.etcd.connect(func(m *member) string { return m.client }); err != nil {
 		return w, err
 	}
-	for _, id := range []string{"a", "b", "c"} {
+	for _, id := range ids {
 		if _, err = w.start(id, ""); err != nil {
 			return w, err
 		}
 	}
-	return w, w.listed("a", "b", "c")
+	return w, w.listed(ids...)
 }
 
 func (w *World) close() {
@@ -185,7 +186,7 @@ func Run(row Row) (Result, error) {
 func play(row Row) (r Result, err error) {
 	began := time.Now()
 	r.Row = row
-	w, err := newWorld(row.Members)
+	w, err := newWorld(row.Members, nil, "a", "b", "c")
 	defer func() {
 		w.close()
 		r.Took = time.Since(began)

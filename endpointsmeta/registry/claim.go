@@ -127,7 +127,7 @@ func (r *Registration) claim(ctx context.Context, first bool) error {
 		// Whoever was registered before had a revision from before its own put; unless
 		// etcd has lost its data since.
 		r.mu.Lock()
-		r.meta.Incarnation = max(now, before+1)
+		r.meta.Incarnation = incarnation(now, before)
 		r.mu.Unlock()
 	}
 	if err := r.write(ctx, guard, lease); err != nil {
@@ -138,6 +138,15 @@ func (r *Registration) claim(ctx context.Context, first bool) error {
 	}
 	r.settle(ctx)
 	return nil
+}
+
+// incarnation returns that of a server which starts when etcd is at a revision, after one
+// that is before, 0 if it has left no record. A wiped etcd counts its revisions from 1
+// again, so below the revision there are some bits of time: who starts where another
+// start was is another one all the same.
+func incarnation(revision, before int64) int64 {
+	tick := time.Now().UnixMilli() / 128 % 1024
+	return max(revision<<10|tick, before+1)
 }
 
 // firstClaim is claim for a server that starts. The record in its place may be of
