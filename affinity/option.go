@@ -67,6 +67,8 @@ type serverOptions struct {
 	stamp metadata.MD // sent with every answer, nil for none
 	drain *drain      // nil if streams do not leave
 	err   error       // the answer to every call, nil if the options are sound
+
+	fenced func() bool // nil if calls are never refused
 }
 
 type serverOptionFunc func(*serverOptions)

@@ -2,6 +2,7 @@ package stickybalancer
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"google.golang.org/grpc/balancer"
@@ -86,7 +87,7 @@ func (p *picker) choose(info balancer.PickInfo, v *callctx.Value) choice {
 	if v.Empty() {
 		if p.headers && !(v != nil && v.NoHeaders && p.trustMarks) {
 			if id, key := p.fromHeaders(info); id != "" || key != "" {
-				return p.chooseByHeaders(id, key)
+				return p.chooseByHeaders(id, key, v)
 			}
 		}
 		return p.chooseNext()
@@ -96,6 +97,8 @@ func (p *picker) choose(info balancer.PickInfo, v *callctx.Value) choice {
 		return p.chooseByID(v)
 	case v.Session != nil:
 		return p.chooseBySession(v)
+	case len(v.Not) > 0:
+		return p.choosePast(v)
 	}
 	return p.chooseByKey(v.Hash)
 }
@@ -129,10 +132,10 @@ func (p *picker) chooseByID(v *callctx.Value) choice {
 		case v.Required:
 			return choice{err: fmt.Errorf("%s: the required server %q is not in the resolver's list", Name, v.ID)}
 		}
-		return p.chooseHome(v.Hash)
+		return p.choosePast(v)
 	}
 	sv := s.view.Load()
-	if sv.phase != away {
+	if sv.phase != away && (v.Required || !slices.Contains(v.Not, v.ID)) {
 		c := sv.choose(why)
 		if v.Moved && v.Session != nil && c.err == nil {
 			p.learnMoved(v.Session.Bind(p.target), &c)
@@ -141,7 +144,7 @@ func (p *picker) chooseByID(v *callctx.Value) choice {
 	}
 	switch {
 	case !v.Required:
-		return p.chooseHome(v.Hash)
+		return p.choosePast(v)
 	case !sv.known:
 		return choice{err: fmt.Errorf("%s: the required server %q has left the resolver's list", Name, v.ID)}
 	case sv.err == nil:
@@ -178,8 +181,11 @@ func (p *picker) fromHeaders(info balancer.PickInfo) (id, key string) {
 	return id, key
 }
 
-func (p *picker) chooseByHeaders(id, key string) choice {
+func (p *picker) chooseByHeaders(id, key string, ctx *callctx.Value) choice {
 	v := callctx.Value{ID: id, Key: key}
+	if ctx != nil {
+		v.Not = ctx.Not
+	}
 	if key != "" {
 		v.Hash = callctx.Hash(key)
 	} else {
@@ -187,6 +193,9 @@ func (p *picker) chooseByHeaders(id, key string) choice {
 	}
 	if id != "" {
 		return p.chooseByID(&v)
+	}
+	if len(v.Not) > 0 {
+		return p.choosePast(&v)
 	}
 	return p.chooseByKey(v.Hash)
 }

@@ -16,7 +16,7 @@ func (p *picker) quick(v *callctx.Value) *target {
 			return nil
 		}
 		return p.quickNext()
-	case v.Route != nil || v.Moved:
+	case v.Route != nil || v.Moved || len(v.Not) > 0:
 		return nil
 	case v.ID != "":
 		if s := p.members.byID[v.ID]; s != nil {

@@ -20,6 +20,7 @@ type Value struct {
 	Session *session.Session // what remembers the server, nil if nothing does
 	Route   *Route           // where picks are noted, nil if nobody asks
 	Moved   bool             // ID is where a server said that the state is
+	Not     []string         // the ids of servers that have refused it: others come first
 
 	// Hash is Hash(Key), or Hash(ID) without a key: the place in the
 	// rendezvous order of a call that has to find a home. It is computed here,
