@@ -27,15 +27,20 @@ const (
 	ttl     = 2 * time.Second
 )
 
-// gameServer answers calls with its id and the number of its process.
+// gameServer answers calls with its id and the number of its process, and remembers of
+// which sessions it took any.
 type gameServer struct {
 	testpb.UnimplementedTestServiceServer
-	id string
-	n  atomic.Int64
+	id       string
+	n        atomic.Int64
+	sessions diary
 }
 
-func (s *gameServer) UnaryCall(context.Context, *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
+func (s *gameServer) UnaryCall(_ context.Context, req *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
 	s.n.Add(1)
+	if name := string(req.GetPayload().GetBody()); name != "" {
+		s.sessions.note(name, time.Now())
+	}
 	return &testpb.SimpleResponse{Hostname: s.id, Username: strconv.Itoa(os.Getpid())}, nil
 }
 
@@ -74,18 +79,24 @@ func serve() error {
 	fmt.Println("listening", lis.Addr())
 	id := os.Getenv("ID")
 	calls := new(registry.Calls)
-	srv := grpc.NewServer(append(affinity.ServerOptions(
-		affinity.WithServerID(id), affinity.WithDrain(ctx, 200*time.Millisecond)),
-		grpc.StatsHandler(calls))...)
+	interceptors := []affinity.ServerOption{affinity.WithServerID(id), affinity.WithDrain(ctx, 200*time.Millisecond)}
+	options := []registry.ServeOption{
+		registry.WithCalls(calls), registry.WithTTL(ttl), registry.WithDrainTimeout(10 * time.Second),
+		registry.WithNotify(func(s registry.State) { fmt.Println("state", s) }),
+	}
+	if keep, err := time.ParseDuration(os.Getenv("FENCE")); err == nil {
+		fence := registry.NewFence(keep)
+		interceptors = append(interceptors, affinity.WithFence(fence.Fenced))
+		options = append(options, registry.WithFence(fence))
+	}
+	srv := grpc.NewServer(append(affinity.ServerOptions(interceptors...), grpc.StatsHandler(calls))...)
 	testpb.RegisterTestServiceServer(srv, &gameServer{id: id})
 	addr := os.Getenv("ADVERTISE")
 	if addr == "" {
 		addr = lis.Addr().String()
 	}
 	return registry.Serve(ctx, cli, service, srv, lis, endpointsmeta.Meta{ID: id},
-		registry.WithCalls(calls), registry.WithTTL(ttl), registry.WithAdvertise(addr),
-		registry.WithDrainTimeout(10*time.Second),
-		registry.WithNotify(func(s registry.State) { fmt.Println("state", s) }))
+		append(options, registry.WithAdvertise(addr))...)
 }
 
 // server is a game server as its parent sees it. It is reached through a proxy of its
@@ -95,6 +106,7 @@ type server struct {
 	process *process
 	listen  string // its own address
 	front   *proxy
+	etcd    []*proxy // its own way there, behind those of all; nil if it has none
 }
 
 // start starts a server under id, on a new port if listen is "".
@@ -120,8 +132,16 @@ func (w *World) launch(s *server, listen string) (err error) {
 	}
 	var etcd []string
 	w.etcd.each(func(m *member) { etcd = append(etcd, m.back.addr) })
+	if w.cut && s.etcd == nil {
+		if s.etcd, err = newProxies(etcd); err != nil {
+			return err
+		}
+	}
+	if s.etcd != nil {
+		etcd = addrs(s.etcd)
+	}
 	s.process, err = spawn("server", []string{
-		"ID=" + s.id, "LISTEN=" + listen, "ADVERTISE=" + s.front.addr, "ETCD=" + strings.Join(etcd, ","),
+		"ID=" + s.id, "LISTEN=" + listen, "ADVERTISE=" + s.front.addr, "ETCD=" + strings.Join(etcd, ","), "FENCE=" + w.fence,
 	})
 	if err != nil {
 		return err
@@ -156,4 +176,7 @@ func (s *server) close() {
 	s.process.signal(syscall.SIGCONT)
 	s.process.kill()
 	s.front.close()
+	for _, p := range s.etcd {
+		p.close()
+	}
 }

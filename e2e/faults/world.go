@@ -21,6 +21,10 @@ type World struct {
 	direct  *clientv3.Client // by no proxy
 	load    *load
 
+	cut   bool          // servers and clients have their own ways to etcd, and clients the same keys
+	fence string        // of servers: what it keeps, "" if there is none
+	grace time.Duration // for which clients keep servers; 0 is the default
+
 	back time.Time // when what was broken was mended: recovery is counted from here
 	seen time.Duration
 }
@@ -42,6 +46,16 @@ type Row struct {
 	Moves []string
 	// Within is how long clients may take to see the truth. 0 means 2 s.
 	Within time.Duration
+
+	// Cut gives servers and clients their own ways to etcd, clients the same keys, and the
+	// world a server d. With Fence servers have one that keeps that long; with Grace
+	// clients keep servers for that long.
+	Cut   bool
+	Fence *time.Duration
+	Grace time.Duration
+	// Twice says how many sessions may be served by two servers at once; nil if they are
+	// not counted.
+	Twice func(n int) bool
 }
 
 // Result is what a row cost.
@@ -50,6 +64,7 @@ type Result struct {
 	Calls, Lost     int64
 	Gap             time.Duration // the longest time without a successful call
 	Moved, Needless int
+	Both            int           // sessions that two servers served at once, if the row counts them
 	Seen            time.Duration // until every client saw the truth
 	Goroutines      [2]int        // before and after
 	Heap            [2]uint64     // bytes, before and after
@@ -58,10 +73,17 @@ type Result struct {
 	Took            time.Duration
 }
 
-// start3 starts servers a, b and c and an etcd for them.
-func newWorld(members int) (w *World, err error) {
-	w = &World{servers: make(map[string]*server)}
-	if w.etcd, err = newCluster(max(members, 1)); err != nil {
+// newWorld starts servers a, b and c, and d for a row that has one, and an etcd for them.
+func newWorld(row Row) (w *World, err error) {
+	w = &World{servers: make(map[string]*server), cut: row.Cut, grace: row.Grace}
+	if row.Fence != nil {
+		w.fence = row.Fence.String()
+	}
+	ids := []string{"a", "b", "c"}
+	if row.Cut {
+		ids = append(ids, "d")
+	}
+	if w.etcd, err = newCluster(max(row.Members, 1)); err != nil {
 		return w, err
 	}
 	if err = w.etcd.start(); err != nil {
@@ -70,12 +92,12 @@ func newWorld(members int) (w *World, err error) {
 	if w.direct, err = w.etcd.connect(func(m *member) string { return m.client }); err != nil {
 		return w, err
 	}
-	for _, id := range []string{"a", "b", "c"} {
+	for _, id := range ids {
 		if _, err = w.start(id, ""); err != nil {
 			return w, err
 		}
 	}
-	return w, w.listed("a", "b", "c")
+	return w, w.listed(ids...)
 }
 
 func (w *World) close() {
@@ -176,7 +198,7 @@ func heap() uint64 {
 func Run(row Row) (r Result, err error) {
 	began := time.Now()
 	r.Row = row
-	w, err := newWorld(row.Members)
+	w, err := newWorld(row)
 	defer func() {
 		w.close()
 		r.Took = time.Since(began)
@@ -205,6 +227,11 @@ func Run(row Row) (r Result, err error) {
 	moves := slices.Clone(l.moves)
 	l.mu.Unlock()
 	r.Moved, r.Seen = len(moves), w.seen
+	if row.Twice != nil {
+		if r.Both, err = w.twice(); err != nil {
+			return r, err
+		}
+	}
 	for _, m := range moves {
 		if !slices.Contains(row.Moves, m.From) {
 			r.Needless++
@@ -284,6 +311,9 @@ func (r *Result) judge(w *World, faultErr error) {
 	wrong(r.Lost <= allowed, "%d of %d calls failed, %d may", r.Lost, r.Calls, allowed)
 	wrong(r.Calls > 20, "only %d calls were made", r.Calls)
 	wrong(r.Needless == 0, "%d sessions moved needlessly", r.Needless)
+	if r.Twice != nil {
+		wrong(r.Twice(r.Both), "%d sessions were served by two servers at once", r.Both)
+	}
 	wrong(r.Seen <= within, "clients saw the truth after %v, not %v", r.Seen.Round(time.Millisecond), within)
 	wrong(r.Goroutines[1] <= r.Goroutines[0], "%d goroutines leaked", r.Goroutines[1]-r.Goroutines[0])
 	// A heap of a few MB is never the same twice: half a MB is noise.
