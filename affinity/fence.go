@@ -30,8 +30,8 @@ import (
 // most; then the caller gets an error with code Aborted that names them. It is sent to
 // nobody else if it was made with [Require]. A stream gets the error. Either way a
 // [Session] goes elsewhere from now on, and its OnMove says that it was moved, once.
-// What has neither session nor id asks the home of its key with each call, and is
-// refused there once for as long as the balancer keeps that server.
+// Calls without a session ask that server again each time, and are refused there once,
+// for as long as the balancer keeps it.
 //
 // The first call of a session without a key does not say that it has affinity, and goes
 // through. The others do if the server has [WithServerID] with the id that it is
