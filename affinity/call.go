@@ -3,6 +3,7 @@ package affinity
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 	"unique"
 
@@ -73,12 +74,20 @@ func (c *call) at() *session.Place {
 	return c.was.Place
 }
 
-// name is what the session's server calls itself, if only a proxy can find it.
+// name is the id that goes out for the call's session: what its server calls itself, if
+// only a proxy can find it; and without a key that of its server, which could not tell
+// that the call belongs anywhere.
 func (c *call) name() string {
-	if s := c.binding.Load(); s != nil && s.Place != nil {
+	s := c.binding.Load()
+	switch {
+	case s == nil:
+		return ""
+	case s.Place != nil && s.Place.Name != "":
 		return s.Place.Name
+	case c.value.Key != "":
+		return ""
 	}
-	return ""
+	return s.Wanted()
 }
 
 // invoke makes a unary call of a session and learns from the answer what the balancer
@@ -103,6 +112,9 @@ func (c *call) learn(at *session.Place, header, trailer metadata.MD, err error) 
 	name := signer(header, trailer)
 	if name == "" && at == nil && err == nil {
 		name = c.asked // nobody else answers for it
+	}
+	if at != nil {
+		at.Signed(name)
 	}
 	if _, moved := session.Elsewhere(err); name != "" && !moved {
 		c.binding.Answered(c.was, at, name)
@@ -138,7 +150,7 @@ func (c *call) follow(err error) (call, bool) {
 	if c.value != nil {
 		v = *c.value
 	}
-	if v.Required {
+	if v.Required || slices.Contains(v.Not, id) {
 		return call{}, false
 	}
 	v.ID, v.Required, v.Moved, v.NoHeaders = id, true, true, false

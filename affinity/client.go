@@ -26,10 +26,14 @@ import (
 // client. Whether a server is required is not sent: it is about picking, and
 // picking is done here.
 //
-// A call that a server answers with [Moved] is made once more, there, in what is left of
-// its time; and an answer
+// A call that a server answers with [Moved] is made once more, there, and one that a
+// server refuses ([WithFence]) goes past it, in what is left of its time; and an answer
 // teaches the call's [Session] what the balancer cannot know. With [WithKeyFunc] a call
 // without affinity gets the key of its request.
+//
+// A call of a session without a key carries the id of the session's server, once that
+// has signed an answer by the id that the balancer knows: so the server can tell that
+// the call belongs somewhere.
 //
 // It should be the innermost interceptor (see [DialOptions]): headers that are
 // added after it may be missed by the balancer of this module, which trusts it
@@ -54,12 +58,7 @@ func UnaryClientInterceptor(opts ...ClientOption) grpc.UnaryClientInterceptor {
 		if err == nil {
 			return nil
 		}
-		to, again := c.follow(err)
-		if !again {
-			return err
-		}
-		defer to.limit(cc, method, c.begun)()
-		return to.followed(err, do(&to))
+		return c.again(err, cc, method, do)
 	}
 }
 

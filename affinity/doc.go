@@ -40,7 +40,8 @@
 //
 // A handler that does not hold the state says who does, by [Moved]: the client goes there,
 // once, unseen. One that holds nothing any more says so by [Release]. [WithDrain] lets
-// streams leave a server that drains in good order.
+// streams leave a server that drains in good order. [WithFence] makes a server that has been
+// cut off from the registry refuse what others serve by now.
 //
 // # Callers outside
 //

@@ -14,5 +14,5 @@ const (
 	ReasonDrained   Reason = "drained"     // it left the list after it had been draining
 	ReasonFailed    Reason = "failed"      // it is listed, and was not reached within the reconnect window
 	ReasonRestarted Reason = "restarted"   // it is there under its id, and has lost its memory
-	ReasonMoved            = session.Moved // it said by [Moved] that the state is elsewhere
+	ReasonMoved            = session.Moved // it said by [Moved] that the state is elsewhere, or refused the session ([WithFence])
 )

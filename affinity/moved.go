@@ -49,8 +49,9 @@ func Moved(id string) error {
 
 // MovedTo returns the id of the server that has the state, if err says so: one that
 // [Moved] returned, here or on a server; that of a stream whose session has moved
-// away; or that of a stream that a draining server ended, which does not know where
-// the state will be, and gives "". It looks through wrapped errors.
+// away; or that of a stream that a draining server ended, or of a call that servers
+// behind a fence refused ([WithFence]), which do not know where the state will be, and
+// give "". It looks through wrapped errors.
 func MovedTo(err error) (id string, ok bool) {
 	id, ok = session.Elsewhere(err)
 	if unfit(id) != "" {
@@ -60,10 +61,14 @@ func MovedTo(err error) (id string, ok bool) {
 }
 
 func movedStatus(code codes.Code, id, message string) error {
+	return movedInfo(code, map[string]string{"id": id}, message)
+}
+
+func movedInfo(code codes.Code, info map[string]string, message string) error {
 	s, err := status.New(code, "affinity: "+message).WithDetails(&errdetails.ErrorInfo{
 		Reason:   MovedReason,
 		Domain:   MovedDomain,
-		Metadata: map[string]string{"id": id},
+		Metadata: info,
 	})
 	if err != nil {
 		return status.Error(codes.Internal, "affinity: "+message+": "+err.Error())

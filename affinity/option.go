@@ -68,6 +68,8 @@ type serverOptions struct {
 	drain *drain      // nil if streams do not leave
 	trust *trust      // nil if all callers are trusted
 	err   error       // the answer to every call, nil if the options are sound
+
+	fenced func() bool // nil if calls are never refused
 }
 
 type serverOptionFunc func(*serverOptions)

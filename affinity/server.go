@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/homing-grpc/homing/internal/callctx"
@@ -33,7 +34,11 @@ func UnaryServerInterceptor(opts ...ServerOption) grpc.UnaryServerInterceptor {
 		if err != nil {
 			return nil, err
 		}
+		if o.refuses(ctx) {
+			return nil, from.refusal(codes.FailedPrecondition)
+		}
 		resp, err := handler(ctx, req)
+		err = forwarded(err)
 		// The handler has the transport stream of gRPC itself, not one of ours
 		// that would see SendHeader: grpc.SetSendCompressor refuses any other.
 		if from.stamp != nil && (err != nil || grpc.SetHeader(ctx, from.stamp) != nil) {
@@ -54,11 +59,14 @@ func StreamServerInterceptor(opts ...ServerOption) grpc.StreamServerInterceptor 
 		if err != nil {
 			return err
 		}
-		serve := func(ss grpc.ServerStream) error { return handler(srv, ss) }
+		run := func(ss grpc.ServerStream) error { return forwarded(handler(srv, ss)) }
+		serve := run
 		if d := o.drain; d != nil {
-			serve = func(ss grpc.ServerStream) error {
-				return d.serve(ss, func(ss grpc.ServerStream) error { return handler(srv, ss) })
-			}
+			serve = func(ss grpc.ServerStream) error { return d.serve(ss, run) }
+		}
+		if o.fenced != nil && affine(ctx) {
+			unfenced := serve
+			serve = func(ss grpc.ServerStream) error { return o.fence(from, ss, unfenced) }
 		}
 		if from.stamp == nil {
 			if ctx != old {

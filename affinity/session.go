@@ -19,8 +19,9 @@ import (
 // First calls that are made at once go to one server. From its first answer on, the
 // session stays: servers that join take nothing away, one that drains keeps it. It
 // moves when its server is gone (away for longer than reconnectWindow, or out of the
-// resolver's list), has restarted under the same id, or says by [Moved] that the state
-// is elsewhere. Then [Session.OnMove] tells, and the session does not move back.
+// resolver's list), has restarted under the same id, says by [Moved] that the state is
+// elsewhere, or refuses the session ([WithFence]). Then [Session.OnMove] tells, and the
+// session does not move back.
 //
 // A session belongs to one client process. Two that share a key meet at its home, as
 // long as they have bound to it under the same list of servers; see [Moved] for what

@@ -19,6 +19,7 @@ import (
 
 	"github.com/homing-grpc/homing/affinity"
 	"github.com/homing-grpc/homing/endpointsmeta"
+	"github.com/homing-grpc/homing/endpointsmeta/registry"
 	"github.com/homing-grpc/homing/stickybalancer"
 )
 
@@ -31,6 +32,7 @@ type room struct {
 	testpb.UnimplementedTestServiceServer
 	id      string
 	movedTo string // where the state of all its rooms is now, "" if here
+	fenced  func() bool
 }
 
 func (r *room) UnaryCall(context.Context, *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
@@ -56,7 +58,7 @@ func serveRooms(rooms []*room, opts ...affinity.ServerOption) (*grpc.ClientConn,
 	for _, r := range rooms {
 		lis := bufconn.Listen(1 << 16)
 		listeners[r.id] = lis
-		srv := grpc.NewServer(affinity.ServerOptions(append(opts, affinity.WithServerID(r.id))...)...)
+		srv := grpc.NewServer(affinity.ServerOptions(append(opts, affinity.WithServerID(r.id), affinity.WithFence(r.fenced))...)...)
 		testpb.RegisterTestServiceServer(srv, r)
 		go srv.Serve(lis)
 		stops = append(stops, srv.Stop)
@@ -155,6 +157,27 @@ func ExampleMoved() {
 	// Output:
 	// game-2 <nil>
 	// game-2 true
+}
+
+// A server that etcd has lost refuses what belongs to sessions: they are served elsewhere
+// by now. Callers see nothing of it.
+func ExampleWithFence() {
+	fence := registry.NewFence(0) // goes to registry.Serve, by registry.WithFence
+	conn, stop := serveRooms([]*room{{id: "game-1", fenced: fence.Fenced}, {id: "game-2"}})
+	defer stop()
+	client := testpb.NewTestServiceClient(conn)
+
+	// It has never been registered, so nobody should know it any more.
+	ctx := affinity.With(context.Background(), "game-1")
+	r, err := client.UnaryCall(ctx, &testpb.SimpleRequest{})
+	fmt.Println(r.GetHostname(), err)
+
+	_, err = client.UnaryCall(affinity.Require(ctx, "game-1"), &testpb.SimpleRequest{})
+	_, elsewhere := affinity.MovedTo(err)
+	fmt.Println(elsewhere, err)
+	// Output:
+	// game-2 <nil>
+	// true rpc error: code = Aborted desc = affinity: server "game-1" is out of the registry, and must not serve calls with affinity
 }
 
 // A client whose requests name what they are about: callers need not know of affinity.

@@ -132,7 +132,9 @@ func (s *sessionStream) end(err error) error {
 		return err
 	}
 	c.learn(s.at(), header, s.Trailer(), err)
-	if id, ok := MovedTo(err); ok && id != "" {
+	if _, ok := session.Fenced(err); ok {
+		c.binding.Refused(c.was, s.at())
+	} else if id, ok := MovedTo(err); ok && id != "" {
 		c.binding.Send(c.was, s.at(), id)
 	} else if ok {
 		c.binding.Leave(c.was, s.at(), ReasonDrained)

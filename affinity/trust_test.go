@@ -1,6 +1,7 @@
 package affinity_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -245,5 +247,22 @@ func TestTrustCanGoByTheCertificateOfTheCaller(t *testing.T) {
 			_, err := receive(peer.NewContext(t.Context(), tc.peer), metadata.Pairs(affinity.IDHeader, "a"))
 			require.Equal(t, tc.code, status.Code(err), "%s: %s", shape, tc.name)
 		}
+	}
+}
+
+func TestARefusalDoesNotTellCallersOutsideWhoRefused(t *testing.T) {
+	seal, err := affinity.NewSealer(time.Hour, bytes.Repeat([]byte{1}, 32))
+	require.NoError(t, err)
+	sealed, err := seal.SealID(self, "outside")
+	require.NoError(t, err)
+	c := start(t, &service{}, affinity.ServerOptions(affinity.WithServerID(self),
+		affinity.WithFence(func() bool { return true }), affinity.WithTrust(byUser, affinity.Sealed(seal, user))))
+	for _, sh := range shapes {
+		inside := sh.call(as(t.Context(), "inside", affinity.IDHeader, self), c).err
+		require.Contains(t, status.Convert(inside).Proto().String(), self, sh.name)
+		outside := sh.call(as(t.Context(), "outside", affinity.IDHeader, sealed), c).err
+		_, ok := affinity.MovedTo(outside)
+		require.True(t, ok, "%s: %v", sh.name, outside)
+		require.NotContains(t, status.Convert(outside).Proto().String(), self, sh.name)
 	}
 }

@@ -19,10 +19,13 @@ type proxy struct {
 	lis  net.Listener
 	to   string
 	mu   sync.Mutex
+	off  bool // it takes no new ones
 	drop []*dropped
+	dead []net.Conn // of which it was dropped while it was off
 }
 
 type dropped struct {
+	conn net.Conn
 	mu   sync.Mutex
 	dead bool
 }
@@ -53,10 +56,14 @@ func (p *proxy) serve(in net.Conn) {
 		return
 	}
 	defer out.Close()
-	d := &dropped{}
+	d := &dropped{conn: in}
 	p.mu.Lock()
+	off := p.off
 	p.drop = append(p.drop, d)
 	p.mu.Unlock()
+	if off {
+		return
+	}
 	done := make(chan struct{}, 2)
 	pipe := func(to, from net.Conn) {
 		defer func() { done <- struct{}{} }()
@@ -91,6 +98,28 @@ func (p *proxy) forget() {
 		d.mu.Unlock()
 	}
 	p.drop = nil
+}
+
+// cut drops what flows, and takes no new connections.
+func (p *proxy) cut() {
+	p.mu.Lock()
+	p.off = true
+	for _, d := range p.drop {
+		p.dead = append(p.dead, d.conn)
+	}
+	p.mu.Unlock()
+	p.forget()
+}
+
+// restore ends a cut. Who is still on a connection that was dropped is told.
+func (p *proxy) restore() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.off = false
+	for _, conn := range p.dead {
+		conn.Close()
+	}
+	p.dead = nil
 }
 
 // Fact 11: without keepalive on the client's side nobody ever notices.

@@ -38,6 +38,8 @@ func TestPicksAllocate(t *testing.T) {
 		{"id and key in ctx", `{}`, with2("s7", "k"), 0},
 		{"key in ctx", `{}`, key("k"), 0},
 		{"confirmed session", `{}`, affinity.NewSession("k").Context(bg), 0},
+		{"id that refused", `{}`, past(with("s7"), "s7"), 0},
+		{"key that one refused", `{}`, past(key("k"), "s7"), 0},
 		{"id nobody has", `{"reconnectWindow": "0s"}`, with("nobody"), 0},
 		{"id in metadata", `{}`, metadata.AppendToOutgoingContext(others, affinity.IDHeader, "s7"), 1},
 		{"key in metadata", `{}`, metadata.AppendToOutgoingContext(others, affinity.KeyHeader, "k"), 1},
@@ -65,6 +67,12 @@ func TestPicksAllocate(t *testing.T) {
 			})
 		})
 	}
+}
+
+func past(ctx context.Context, ids ...string) context.Context {
+	v := *callctx.From(ctx)
+	v.Not = ids
+	return callctx.With(ctx, v)
 }
 
 // end picks once and returns how to end that.

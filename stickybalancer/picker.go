@@ -2,6 +2,7 @@ package stickybalancer
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"google.golang.org/grpc/balancer"
@@ -51,6 +52,10 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 	named := v
 	if v.Empty() && p.headers && !(v != nil && v.NoHeaders && p.trustMarks) {
 		h := p.fromHeaders(info)
+		if v != nil {
+			h.Not = v.Not
+		}
+		h.Derive()
 		if c := p.quickByHeaders(&h); c != nil && (v == nil || v.Route == nil) {
 			return balancer.PickResult{SubConn: c.SubConn}, nil
 		}
@@ -98,6 +103,8 @@ func (p *picker) choose(v *callctx.Value) choice {
 		return p.chooseByID(v)
 	case v.Session != nil:
 		return p.chooseBySession(v)
+	case len(v.Not) > 0:
+		return p.choosePast(v)
 	}
 	return p.chooseByKey(v.Hash)
 }
@@ -131,10 +138,10 @@ func (p *picker) chooseByID(v *callctx.Value) choice {
 		case v.Required:
 			return choice{err: fmt.Errorf("%s: the required server %q is not in the resolver's list", Name, v.ID)}
 		}
-		return p.chooseHome(v.Hash)
+		return p.choosePast(v)
 	}
 	sv := s.view.Load()
-	if sv.phase != away {
+	if sv.phase != away && (v.Required || !slices.Contains(v.Not, v.ID)) {
 		c := sv.choose(why)
 		if v.Moved && v.Session != nil && c.err == nil {
 			p.learnMoved(v.Session.Bind(p.target), &c)
@@ -143,7 +150,7 @@ func (p *picker) chooseByID(v *callctx.Value) choice {
 	}
 	switch {
 	case !v.Required:
-		return p.chooseHome(v.Hash)
+		return p.choosePast(v)
 	case !sv.known:
 		return choice{err: fmt.Errorf("%s: the required server %q has left the resolver's list", Name, v.ID)}
 	case sv.err == nil:
@@ -177,6 +184,5 @@ func (p *picker) fromHeaders(info balancer.PickInfo) (v callctx.Value) {
 			v.Key = vs[0]
 		}
 	}
-	v.Derive()
 	return v
 }

@@ -80,6 +80,7 @@ const (
 type view struct {
 	phase    phase
 	known    bool // in the list, or kept
+	kept     bool
 	draining bool // takes nothing new: it says so, or its health check does
 	weight   uint32
 	home     uint32 // the weight as a home of keys, 0 if it takes none

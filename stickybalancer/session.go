@@ -21,7 +21,7 @@ func (p *picker) chooseBySession(v *callctx.Value) choice {
 			continue // another call was first: go where it went
 		}
 		if st.Place == nil {
-			c := p.chooseHome(lostHash(v, st))
+			c := p.chooseAfter(v, st)
 			if c.err != nil || p.learn(b, st, st.Reason, &c) {
 				return c
 			}
@@ -32,7 +32,7 @@ func (p *picker) chooseBySession(v *callctx.Value) choice {
 		case s == nil && !p.settled:
 			return queue()
 		case s == nil || sv.phase == away:
-			c := p.chooseHome(lostHash(v, st))
+			c := p.chooseAfter(v, st)
 			if c.err != nil || p.learn(b, st, lostReason(s, sv), &c) {
 				return c
 			}
@@ -99,8 +99,10 @@ func lostHash(v *callctx.Value, st *session.State) uint64 {
 		return v.Hash
 	case st.Prev != nil:
 		return callctx.Hash(st.Prev.ID)
+	case st.Place != nil:
+		return callctx.Hash(st.Place.ID)
 	}
-	return callctx.Hash(st.Place.ID)
+	return callctx.Hash(st.Not[0].ID) // or it would have nowhere to leave
 }
 
 func lostReason(s *server, sv *view) session.Reason {

@@ -60,7 +60,7 @@ func (p *policy) refreshLocked(s *server) {
 		s.place = session.NewPlace(s.id, s.meta.Incarnation, s.index)
 		s.place.Bare = len(s.endpoint.Addresses) > 0 && s.endpoint.Addresses[0].Addr == s.id
 	}
-	v := &view{phase: away, known: s.known(), draining: drains, weight: s.weight(), err: s.failure}
+	v := &view{phase: away, known: s.known(), kept: s.kept(), draining: drains, weight: s.weight(), err: s.failure}
 	v.target.place = s.place
 	switch {
 	case s.live != nil:
@@ -83,7 +83,7 @@ func (p *policy) refreshLocked(s *server) {
 		p.homes.moved = append(p.homes.moved, s)
 	}
 	p.loads.weighLocked(old, v)
-	if old.phase != v.phase || old.known != v.known || old.draining != v.draining ||
+	if old.phase != v.phase || old.known != v.known || old.kept != v.kept || old.draining != v.draining ||
 		old.weight != v.weight || old.home != v.home || !old.target.is(v.target) || old.child != v.child {
 		p.changed = true
 		p.revision.Add(1) // before pickers can see it

@@ -35,12 +35,15 @@ type channel struct {
 	conn     *grpc.ClientConn
 	rpc      testpb.TestServiceClient
 	sessions []*affinity.Session
+	names    map[*affinity.Session]string // as servers note them
+	etcd     []*proxy                     // its own way there, behind those of all; nil if it has none
 }
 
 // load is the calls that go on while a fault is played.
 type load struct {
 	world    *World
 	channels []*channel
+	ctx      context.Context // ends with stop
 	stop     context.CancelFunc
 	workers  sync.WaitGroup
 
@@ -55,19 +58,37 @@ type load struct {
 }
 
 func (w *World) newChannel() (*channel, error) {
-	cli, err := w.frontClient()
+	c := &channel{names: make(map[*affinity.Session]string)}
+	var err error
+	if c.cli, err = w.ownClient(c); err != nil {
+		return nil, err
+	}
 	if err != nil {
 		return nil, err
 	}
-	b, err := registry.NewBuilder(cli)
+	b, err := registry.NewBuilder(c.cli)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := open(b, stickybalancer.Config{ReconnectWindow: time.Second})
-	if err != nil {
+	if c.conn, err = open(b, stickybalancer.Config{ReconnectWindow: time.Second, AbsentGrace: w.grace}); err != nil {
 		return nil, err
 	}
-	return &channel{cli: cli, conn: conn, rpc: testpb.NewTestServiceClient(conn)}, nil
+	c.rpc = testpb.NewTestServiceClient(c.conn)
+	return c, nil
+}
+
+// ownClient is a client of etcd for c.
+func (w *World) ownClient(c *channel) (*clientv3.Client, error) {
+	if !w.cut {
+		return w.frontClient()
+	}
+	var etcd []string
+	w.etcd.each(func(m *member) { etcd = append(etcd, m.front.addr) })
+	var err error
+	if c.etcd, err = newProxies(etcd); err != nil {
+		return nil, err
+	}
+	return connect(addrs(c.etcd))
 }
 
 // frontClient is a client of etcd that stands behind the clients' proxies.
@@ -91,68 +112,92 @@ func open(b resolver.Builder, cfg stickybalancer.Config) (*grpc.ClientConn, erro
 func (c *channel) close() {
 	_ = c.conn.Close()
 	_ = c.cli.Close()
+	for _, p := range c.etcd {
+		p.close()
+	}
 }
 
 // startLoad makes channels and sessions, and begins to call.
 func (w *World) startLoad() (*load, error) {
 	l := &load{world: w}
 	l.timeout.Store(int64(5 * time.Second))
-	for i := range channels {
-		c, err := w.newChannel()
-		if err != nil {
-			return nil, err
+	l.ctx, l.stop = context.WithCancel(context.Background())
+	for range channels {
+		if err := l.join(); err != nil {
+			return l, err
 		}
-		for j := range perChannel {
-			s := affinity.NewSession("")
-			if j%2 == 0 {
-				s = affinity.NewSession(fmt.Sprintf("session-%d-%d", i, j))
-			}
-			s.OnMove(func(m affinity.Move) {
-				l.mu.Lock()
-				defer l.mu.Unlock()
-				l.moves = append(l.moves, m)
-			})
-			c.sessions = append(c.sessions, s)
-		}
-		l.channels = append(l.channels, c)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	l.stop = cancel
 	for _, c := range l.channels {
 		for _, s := range c.sessions { // each lives somewhere before anything happens
-			if _, err := l.call(ctx, c, s); err != nil {
+			if _, err := l.call(l.ctx, c, s); err != nil {
 				return l, err
 			}
 		}
 	}
 	l.reset()
 	for _, c := range l.channels {
-		l.workers.Go(func() {
-			for ctx.Err() == nil {
-				l.note(ctx, c, nil)
-				time.Sleep(pause)
-			}
-		})
-		// A call that waits for its server must not keep the others from calling.
-		for part := range 4 {
-			l.workers.Go(func() {
-				for i := part; ctx.Err() == nil; i += 4 {
-					l.note(ctx, c, c.sessions[i%len(c.sessions)])
-					time.Sleep(pause)
-				}
-			})
-		}
+		l.work(c)
 	}
 	return l, nil
 }
 
+// join makes a client with sessions.
+func (l *load) join() error {
+	c, err := l.world.newChannel()
+	if err != nil {
+		return err
+	}
+	i := len(l.channels)
+	for j := range perChannel {
+		key, name := "", fmt.Sprintf("session-%d-%d", i, j)
+		if j%2 == 0 {
+			if l.world.cut { // another client has the same
+				name = fmt.Sprintf("session-%d", j)
+			}
+			key = name
+		}
+		s := affinity.NewSession(key)
+		s.OnMove(func(m affinity.Move) {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.moves = append(l.moves, m)
+		})
+		c.sessions = append(c.sessions, s)
+		c.names[s] = name
+	}
+	l.channels = append(l.channels, c)
+	return nil
+}
+
+// work makes calls of a client until the load is stopped.
+func (l *load) work(c *channel) {
+	ctx := l.ctx
+	l.workers.Go(func() {
+		for ctx.Err() == nil {
+			l.note(ctx, c, nil)
+			time.Sleep(pause)
+		}
+	})
+	// A call that waits for its server must not keep the others from calling.
+	for part := range 4 {
+		l.workers.Go(func() {
+			for i := part; ctx.Err() == nil; i += 4 {
+				l.note(ctx, c, c.sessions[i%len(c.sessions)])
+				time.Sleep(pause)
+			}
+		})
+	}
+}
+
 func (l *load) call(ctx context.Context, c *channel, s *affinity.Session) (*testpb.SimpleResponse, error) {
+	req := &testpb.SimpleRequest{}
 	if s != nil {
 		ctx = s.Context(ctx)
+		req.Payload = &testpb.Payload{Body: []byte(c.names[s])}
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(l.timeout.Load()))
 	defer cancel()
-	return c.rpc.UnaryCall(ctx, &testpb.SimpleRequest{})
+	return c.rpc.UnaryCall(ctx, req)
 }
 
 func (l *load) note(ctx context.Context, c *channel, s *affinity.Session) {

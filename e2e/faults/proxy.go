@@ -34,6 +34,25 @@ func newProxy(target string) (*proxy, error) {
 	return p, nil
 }
 
+// newProxies makes a proxy before each target.
+func newProxies(targets []string) (ps []*proxy, err error) {
+	for _, target := range targets {
+		p, err := newProxy(target)
+		if err != nil {
+			return ps, err
+		}
+		ps = append(ps, p)
+	}
+	return ps, nil
+}
+
+func addrs(ps []*proxy) (addrs []string) {
+	for _, p := range ps {
+		addrs = append(addrs, p.addr)
+	}
+	return addrs
+}
+
 func (p *proxy) serve(lis net.Listener) {
 	p.lis = lis
 	p.serving.Go(func() {

@@ -23,7 +23,7 @@ import (
 
 // Rows returns all rows; short ones only, if short.
 func Rows(short bool) []Row {
-	rows := slices.Concat(etcdRows(), clockRows(), registryRows(), serverRows(), clientRows())
+	rows := slices.Concat(etcdRows(), clockRows(), registryRows(), serverRows(), clientRows(), fenceRows())
 	if short {
 		rows = slices.DeleteFunc(rows, func(r Row) bool { return !r.Short })
 	}

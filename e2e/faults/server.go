@@ -27,17 +27,24 @@ const (
 	ttl     = 2 * time.Second
 )
 
-// gameServer answers calls with its id and the number of its process.
+// gameServer answers calls with its id and the number of its process, and remembers of
+// which sessions it took any.
 type gameServer struct {
 	testpb.UnimplementedTestServiceServer
-	id, pid string
+	id, pid  string
+	tells    bool  // its parent listens
+	sessions diary // if it does not
 }
 
-// accept reports a call that changes the state of a session, before it is answered: what
+// accept notes a call that changes the state of a session, before it is answered: what
 // is in the pipe outlives a kill -9.
 func (s *gameServer) accept(call *testpb.Payload) {
-	if len(call.GetBody()) > 0 {
-		fmt.Println("accepted", s.id, s.pid, string(call.GetBody()))
+	switch session := string(call.GetBody()); {
+	case session == "":
+	case s.tells:
+		fmt.Println("accepted", s.id, s.pid, session)
+	default:
+		s.sessions.note(session, time.Now())
 	}
 }
 
@@ -107,18 +114,24 @@ func serve() error {
 	id, pid := os.Getenv("ID"), strconv.Itoa(os.Getpid())
 	tellHoldings(pid)
 	calls := new(registry.Calls)
-	srv := grpc.NewServer(append(affinity.ServerOptions(
-		affinity.WithServerID(id), affinity.WithDrain(ctx, 200*time.Millisecond)),
-		grpc.StatsHandler(calls))...)
-	testpb.RegisterTestServiceServer(srv, &gameServer{id: id, pid: pid})
+	interceptors := []affinity.ServerOption{affinity.WithServerID(id), affinity.WithDrain(ctx, 200*time.Millisecond)}
+	options := []registry.ServeOption{
+		registry.WithCalls(calls), registry.WithTTL(ttl), registry.WithDrainTimeout(10 * time.Second),
+		registry.WithNotify(func(s registry.State) { fmt.Println("state", s) }),
+	}
+	if keep, err := time.ParseDuration(os.Getenv("FENCE")); err == nil {
+		fence := registry.NewFence(keep)
+		interceptors = append(interceptors, affinity.WithFence(fence.Fenced))
+		options = append(options, registry.WithFence(fence))
+	}
+	srv := grpc.NewServer(append(affinity.ServerOptions(interceptors...), grpc.StatsHandler(calls))...)
+	testpb.RegisterTestServiceServer(srv, &gameServer{id: id, pid: pid, tells: os.Getenv("TELL") != ""})
 	addr := os.Getenv("ADVERTISE")
 	if addr == "" {
 		addr = lis.Addr().String()
 	}
 	return registry.Serve(ctx, cli, service, srv, lis, endpointsmeta.Meta{ID: id},
-		registry.WithCalls(calls), registry.WithTTL(ttl), registry.WithAdvertise(addr),
-		registry.WithDrainTimeout(10*time.Second),
-		registry.WithNotify(func(s registry.State) { fmt.Println("state", s) }))
+		append(options, registry.WithAdvertise(addr))...)
 }
 
 // server is a game server as its parent sees it. It is reached through a proxy of its
@@ -128,6 +141,7 @@ type server struct {
 	process *process
 	listen  string // its own address
 	front   *proxy
+	etcd    []*proxy // its own way there, behind those of all; nil if it has none
 }
 
 // start starts a server under id, on a new port if listen is "".
@@ -153,8 +167,17 @@ func (w *World) launch(s *server, listen string) (err error) {
 	}
 	var etcd []string
 	w.etcd.each(func(m *member) { etcd = append(etcd, m.back.addr) })
+	if w.cut && s.etcd == nil {
+		if s.etcd, err = newProxies(etcd); err != nil {
+			return err
+		}
+	}
+	if s.etcd != nil {
+		etcd = addrs(s.etcd)
+	}
 	s.process, err = spawn("server", []string{
 		"ID=" + s.id, "LISTEN=" + listen, "ADVERTISE=" + s.front.addr, "ETCD=" + strings.Join(etcd, ","),
+		"FENCE=" + w.fence, "TELL=" + w.tell(),
 	}, w.heard)
 	if err != nil {
 		return err
@@ -166,6 +189,14 @@ func (w *World) launch(s *server, listen string) (err error) {
 	s.front.target = s.listen
 	s.front.mu.Unlock()
 	return nil
+}
+
+// tell is not empty if servers are to report what they do.
+func (w *World) tell() string {
+	if w.heard == nil {
+		return ""
+	}
+	return "yes"
 }
 
 // kill is kill -9.
@@ -189,4 +220,7 @@ func (s *server) close() {
 	s.process.signal(syscall.SIGCONT)
 	s.process.kill()
 	s.front.close()
+	for _, p := range s.etcd {
+		p.close()
+	}
 }

@@ -92,7 +92,7 @@ func (o Soak) Run(ctx context.Context) (r SoakResult, err error) {
 }
 
 func (s *soak) make() (err error) {
-	if s.world, err = newWorld(s.Members, s.heard, s.ids...); err != nil {
+	if s.world, err = newWorld(Row{Members: s.Members}, s.heard, s.ids...); err != nil {
 		return err
 	}
 	if err = s.load.connect(s.world); err != nil {

@@ -22,6 +22,10 @@ type World struct {
 	load    *load
 	heard   func(line string) bool // takes what servers report; nil if nobody does
 
+	cut   bool          // servers and clients have their own ways to etcd, and clients the same keys
+	fence string        // of servers: what it keeps, "" if there is none
+	grace time.Duration // for which clients keep servers; 0 is the default
+
 	back time.Time // when what was broken was mended: recovery is counted from here
 	seen time.Duration
 }
@@ -45,6 +49,16 @@ type Row struct {
 	Play func(Row) (Result, error)
 	// Within is how long clients may take to see the truth. 0 means 2 s.
 	Within time.Duration
+
+	// Cut gives servers and clients their own ways to etcd, clients the same keys, and the
+	// world a server d. With Fence servers have one that keeps that long; with Grace
+	// clients keep servers for that long.
+	Cut   bool
+	Fence *time.Duration
+	Grace time.Duration
+	// Twice says how many sessions may be served by two servers at once; nil if they are
+	// not counted.
+	Twice func(n int) bool
 }
 
 // Result is what a row cost.
@@ -53,6 +67,7 @@ type Result struct {
 	Calls, Lost     int64
 	Gap             time.Duration // the longest time without a successful call
 	Moved, Needless int
+	Both            int           // sessions that two servers served at once, if the row counts them
 	Seen            time.Duration // until every client saw the truth
 	Goroutines      [2]int        // before and after
 	Heap            [2]uint64     // bytes, before and after
@@ -61,10 +76,13 @@ type Result struct {
 	Took            time.Duration
 }
 
-// newWorld starts servers, and an etcd for them.
-func newWorld(members int, heard func(line string) bool, ids ...string) (w *World, err error) {
-	w = &World{servers: make(map[string]*server), heard: heard}
-	if w.etcd, err = newCluster(max(members, 1)); err != nil {
+// newWorld starts servers, and an etcd for them, as the row has it.
+func newWorld(row Row, heard func(line string) bool, ids ...string) (w *World, err error) {
+	w = &World{servers: make(map[string]*server), heard: heard, cut: row.Cut, grace: row.Grace}
+	if row.Fence != nil {
+		w.fence = row.Fence.String()
+	}
+	if w.etcd, err = newCluster(max(row.Members, 1)); err != nil {
 		return w, err
 	}
 	if err = w.etcd.start(); err != nil {
@@ -186,7 +204,11 @@ func Run(row Row) (Result, error) {
 func play(row Row) (r Result, err error) {
 	began := time.Now()
 	r.Row = row
-	w, err := newWorld(row.Members, nil, "a", "b", "c")
+	ids := []string{"a", "b", "c"}
+	if row.Cut {
+		ids = append(ids, "d")
+	}
+	w, err := newWorld(row, nil, ids...)
 	defer func() {
 		w.close()
 		r.Took = time.Since(began)
@@ -215,6 +237,11 @@ func play(row Row) (r Result, err error) {
 	moves := slices.Clone(l.moves)
 	l.mu.Unlock()
 	r.Moved, r.Seen = len(moves), w.seen
+	if row.Twice != nil {
+		if r.Both, err = w.twice(); err != nil {
+			return r, err
+		}
+	}
 	for _, m := range moves {
 		if !slices.Contains(row.Moves, m.From) {
 			r.Needless++
@@ -294,6 +321,9 @@ func (r *Result) judge(w *World, faultErr error) {
 	wrong(r.Lost <= allowed, "%d of %d calls failed, %d may", r.Lost, r.Calls, allowed)
 	wrong(r.Calls > 20, "only %d calls were made", r.Calls)
 	wrong(r.Needless == 0, "%d sessions moved needlessly", r.Needless)
+	if r.Twice != nil {
+		wrong(r.Twice(r.Both), "%d sessions were served by two servers at once", r.Both)
+	}
 	wrong(r.Seen <= within, "clients saw the truth after %v, not %v", r.Seen.Round(time.Millisecond), within)
 	wrong(r.Goroutines[1] <= r.Goroutines[0], "%d goroutines leaked", r.Goroutines[1]-r.Goroutines[0])
 	// A heap of a few MB is never the same twice: half a MB is noise.

@@ -69,6 +69,9 @@ func (r *Registration) write(ctx context.Context, guard clientv3.Cmp, lease clie
 	if err := manager.AddEndpoint(ctx, r.key, endpoints.Endpoint{Addr: r.addr, Metadata: m}, clientv3.WithLease(lease)); err != nil {
 		return err
 	}
+	// Before anybody is told that it is registered.
+	held := r.leases[len(r.leases)-1]
+	r.fence.stands(held.asked, held.ttl)
 	if r.told != nil { // or Register is not done yet
 		r.wrote(version, m.Draining)
 	}

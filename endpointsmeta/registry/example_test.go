@@ -65,6 +65,32 @@ func ExampleServe() {
 	}
 }
 
+// A server that stops serving its sessions when etcd has lost it for longer than clients
+// keep it, and throws away what it holds of them.
+func ExampleWithFence() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	lis, err := net.Listen("tcp", "10.0.0.7:7000")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fence := registry.NewFence(30 * time.Second) // the absentGrace of its clients
+	srv := grpc.NewServer(affinity.ServerOptions(
+		affinity.WithServerID("game-1"), affinity.WithFence(fence.Fenced))...)
+	// … register services on srv …
+
+	err = registry.Serve(ctx, newEtcdClient(), "game", srv, lis,
+		endpointsmeta.Meta{ID: "game-1"}, registry.WithFence(fence),
+		registry.WithNotify(func(s registry.State) {
+			if s == registry.Fenced {
+				// … drop the state of all sessions …
+			}
+		}))
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
 // A server that keeps its own order of starting and stopping.
 func ExampleRegister() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

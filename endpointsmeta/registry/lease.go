@@ -15,7 +15,9 @@ import (
 // arrived, or may yet.
 type lease struct {
 	id      clientv3.LeaseID
+	asked   time.Time // when it was asked for: it ends no earlier than ttl after that
 	granted time.Time
+	ttl     time.Duration // as etcd has it
 }
 
 // grant returns a lease for the next put: a new one, or that of a put that has just
@@ -26,12 +28,13 @@ func (r *Registration) grant(ctx context.Context) (clientv3.LeaseID, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
+	asked := time.Now()
 	resp, err := r.cli.Grant(ctx, int64(r.ttl/time.Second))
 	if err != nil {
 		return 0, err
 	}
 	r.leases = slices.DeleteFunc(r.leases, func(l lease) bool { return time.Since(l.granted) > 3*r.ttl && l.id != r.leases[0].id })
-	r.leases = append(r.leases, lease{resp.ID, time.Now()})
+	r.leases = append(r.leases, lease{resp.ID, asked, time.Now(), time.Duration(resp.TTL) * time.Second})
 	r.revision = 0
 	return resp.ID, nil
 }
@@ -68,6 +71,10 @@ func leaseGone(err error) bool { return errors.Is(err, rpctypes.ErrLeaseNotFound
 // keepAlive renews a lease until ctx ends. seen is when etcd last said that it lives;
 // ended has a token when etcd's client has given it up, which may be wrong.
 func (r *Registration) keepAlive(ctx context.Context, id clientv3.LeaseID, seen *atomic.Int64, ended chan<- struct{}) {
+	if r.fence != nil {
+		r.renew(ctx, id, seen, ended)
+		return
+	}
 	leases := clientv3.NewLease(r.cli)
 	defer leases.Close()
 	var pause backoff

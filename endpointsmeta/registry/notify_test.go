@@ -50,7 +50,7 @@ func TestAMailboxHoldsTheNewestOnly(t *testing.T) {
 }
 
 func TestStatesHaveNames(t *testing.T) {
-	for s, want := range map[State]string{Registered: "registered", Lost: "lost", Draining: "draining", Closed: "closed", 9: "State(9)"} {
+	for s, want := range map[State]string{Registered: "registered", Lost: "lost", Draining: "draining", Closed: "closed", Fenced: "fenced", 9: "State(9)"} {
 		require.Equal(t, want, s.String())
 	}
 }

@@ -3,20 +3,33 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
+// errAway says that etcd does not tell what has become of the record.
+var errAway = errors.New("etcd does not answer")
+
 // run owns the record until ctx ends: nobody else puts it, so nothing comes back
 // after Close.
 func (r *Registration) run(ctx context.Context) {
 	defer close(r.done)
+	if r.fence != nil {
+		var watching sync.WaitGroup
+		defer watching.Wait()
+		watching.Go(func() { r.watchFence(ctx) })
+	}
 	for {
 		why := r.hold(ctx)
 		if ctx.Err() != nil {
 			return
+		}
+		if !errors.Is(why, errAway) {
+			r.fence.gone(r.there, r.ttl)
 		}
 		logger.Warningf("the registration %q is lost, putting it back: %v", r.key, why)
 		r.setState(Lost)
@@ -47,7 +60,9 @@ func (r *Registration) run(ctx context.Context) {
 func (r *Registration) hold(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	held := r.leases[len(r.leases)-1].id
+	last := r.leases[len(r.leases)-1]
+	held := last.id
+	r.there = last.asked
 	var seen atomic.Int64
 	seen.Store(time.Now().UnixNano())
 	ended := make(chan struct{}, 1)
@@ -98,12 +113,13 @@ func (r *Registration) hold(ctx context.Context) error {
 			}
 			continue
 		}
+		asked := time.Now()
 		kv, at, err := r.holder(ctx)
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return ctx.Err()
 		case err != nil && time.Since(time.Unix(0, seen.Load())) > r.ttl:
-			return err // it cannot be there any more, as far as anyone here knows
+			return fmt.Errorf("%w: %w", errAway, err) // it cannot be there any more, as far as anyone here knows
 		case err != nil:
 			if conn := r.cli.ActiveConnection(); conn != nil {
 				conn.ResetConnectBackoff()
@@ -114,6 +130,7 @@ func (r *Registration) hold(ctx context.Context) error {
 		case clientv3.LeaseID(kv.Lease) != held, kv.ModRevision != r.revision && !unsure:
 			return errors.New("the key was overwritten")
 		}
+		r.there = asked
 		pause.reset()
 		from = max(from, at+1)
 	}

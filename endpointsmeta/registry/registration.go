@@ -24,6 +24,7 @@ const (
 	Lost                    // not in etcd, or not known to be; it is being put back
 	Draining                // in etcd, and taking nothing new
 	Closed                  // withdrawn, for good
+	Fenced                  // its [Fence] has fallen: its sessions are served elsewhere, and what it holds of them is stale
 )
 
 func (s State) String() string {
@@ -36,6 +37,8 @@ func (s State) String() string {
 		return "draining"
 	case Closed:
 		return "closed"
+	case Fenced:
+		return "fenced"
 	}
 	return fmt.Sprintf("State(%d)", int(s))
 }
@@ -55,6 +58,7 @@ type Registration struct {
 	service, id, key, addr string
 	ttl                    time.Duration
 	takeover               bool
+	fence                  *Fence // nil if there is none
 	notify                 func(State)
 	told                   *notifier
 
@@ -66,8 +70,9 @@ type Registration struct {
 	// What follows belongs to the goroutine that owns the record: Register's at first,
 	// then run's, and Close's after that has ended. It alone puts.
 	watches  watcher
-	leases   []lease // that the record may be under; the last is the newest
-	revision int64   // of the record as it was put last
+	leases   []lease   // that the record may be under; the last is the newest
+	revision int64     // of the record as it was put last
+	there    time.Time // when it was looked for last, and seen in its place
 
 	updating sync.Mutex // held while meta is changed, and not while it is put
 
@@ -75,6 +80,7 @@ type Registration struct {
 	meta    endpointsmeta.Meta
 	version int           // of meta
 	written int           // the version in etcd
+	drains  bool          // it says so in etcd
 	news    chan struct{} // closed, and replaced, when written or closed changes
 	state   State
 	started bool
@@ -238,6 +244,7 @@ func (r *Registration) Close(ctx context.Context) error {
 	defer close(r.closed)
 	r.cancel()
 	<-r.done
+	r.fence.close() // before the record goes, and when nobody lifts it any more
 	err := r.revoke(ctx)
 	r.setState(Closed)
 	r.told.close()
@@ -251,6 +258,7 @@ func (r *Registration) Close(ctx context.Context) error {
 func (r *Registration) wrote(version int, draining bool) {
 	r.mu.Lock()
 	r.written = max(r.written, version)
+	r.drains = draining
 	r.mu.Unlock()
 	if draining {
 		r.setState(Draining)
@@ -259,11 +267,24 @@ func (r *Registration) wrote(version int, draining bool) {
 	}
 }
 
+// setState changes the state. What is lost behind a fence that has fallen is fenced, and
+// stays so until that is lifted.
 func (r *Registration) setState(s State) {
+	r.changeState(func(now State) State {
+		if (s == Lost || now == Fenced && s != Closed) && r.fence.Fenced() {
+			return Fenced
+		}
+		return s
+	})
+}
+
+// changeState changes the state to what next makes of it, and tells of it.
+func (r *Registration) changeState(next func(State) State) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	close(r.news)
 	r.news = make(chan struct{})
+	s := next(r.state)
 	if r.state == s && r.started {
 		return
 	}

@@ -20,6 +20,7 @@ type Value struct {
 	Session *session.Session // what remembers the server, nil if nothing does
 	Route   *Route           // where picks are noted, nil if nobody asks
 	Moved   bool             // ID is where a server said that the state is
+	Not     []string         // the ids of servers that have refused it: others come first
 
 	// Hash is Hash(Key), or Hash(ID) without a key: the place in the
 	// rendezvous order of a call that has to find a home. IDHash is Hash(ID).
@@ -41,7 +42,7 @@ type Kind uint8
 
 // The kinds, of which the first that fits holds.
 const (
-	Aside     Kind = iota // somebody wants to know more than where it went
+	Aside     Kind = iota // what most calls need not be asked is to be looked at
 	ByID                  // it has an id
 	BySession             // it has a session
 	ByKey                 // it has a key
@@ -51,7 +52,7 @@ const (
 
 func (v *Value) kind() Kind {
 	switch {
-	case v.Route != nil || v.Moved:
+	case v.Route != nil || v.Moved || len(v.Not) > 0:
 		return Aside
 	case v.ID != "":
 		return ByID

@@ -12,25 +12,41 @@ import (
 const (
 	MovedReason = "AFFINITY_MOVED"
 	MovedDomain = "homing-grpc.github.com"
+
+	// FencedKey is in the metadata of those of a server that refuses the call itself; its
+	// value is that server's id, "" if it does not know it.
+	FencedKey = "fenced"
 )
 
 // Elsewhere returns the id of the server that has the state, "" if that is not known,
 // and whether err says that it is elsewhere.
 func Elsewhere(err error) (id string, ok bool) {
+	info := moved(err)
+	return info.GetMetadata()["id"], info != nil
+}
+
+// Fenced returns the id of the server that refused the call, "" if that is not known,
+// and whether err says that one did.
+func Fenced(err error) (by string, ok bool) {
+	by, ok = moved(err).GetMetadata()[FencedKey]
+	return by, ok
+}
+
+func moved(err error) *errdetails.ErrorInfo {
 	if err == nil {
-		return "", false
+		return nil
 	}
 	s, isStatus := status.FromError(err)
 	if !isStatus {
-		return "", false
+		return nil
 	}
 	for _, d := range s.Details() {
 		info, is := d.(*errdetails.ErrorInfo)
 		if is && info.GetReason() == MovedReason && info.GetDomain() == MovedDomain {
-			return info.GetMetadata()["id"], true
+			return info
 		}
 	}
-	return "", false
+	return nil
 }
 
 // elsewhere reports whether the answer to an attempt said that the state is elsewhere.

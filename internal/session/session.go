@@ -29,7 +29,7 @@ import (
 type Target = unique.Handle[string]
 
 // Place is one start of one server. It is shared by all sessions that live there,
-// immutable, and holds nothing else alive.
+// immutable but for signs, and holds nothing else alive.
 type Place struct {
 	ID          string
 	Incarnation int64 // 0 if it is not known
@@ -45,7 +45,8 @@ type Place struct {
 	// policy may find another one there, or none.
 	Index int32
 
-	lives State // of all that live there
+	signs atomic.Bool // its server goes by ID itself
+	lives State       // of all that live there
 }
 
 // NewPlace returns a place. index may be anything if no policy made it.
@@ -93,10 +94,11 @@ type Reason string
 // State is where a session is, for one target. Confirmed states are shared and
 // constant; a tentative one counts its attempts.
 type State struct {
-	Place     *Place // nil while it is to leave Prev, for anywhere
+	Place     *Place // nil while it is to leave Prev, if any, for anywhere
 	Prev      *Place // where it lived before, confirmed; nil if nowhere
 	Reason    Reason // for leaving Prev
 	Confirmed bool
+	Not       []*Place // that have refused it since it was confirmed: it passes them by
 
 	// attempts counts the calls under way that were picked for a tentative state.
 	// A dead one takes no more.
@@ -241,7 +243,7 @@ func Tentative(old *State, p *Place, reason Reason) *State {
 	case old.Confirmed:
 		s.Prev = old.Place
 	default:
-		s.Prev = old.Prev
+		s.Prev, s.Not = old.Prev, old.Not
 		if old.Prev != nil && (old.Place == nil || old.Prev.ID != old.Place.ID) {
 			s.Reason = old.Reason // it had left before
 		}
@@ -351,7 +353,7 @@ func (b *Binding) Answered(was *State, at *Place, name string) {
 			return
 		}
 		p = (*Place)(nil).Named(name) // if it is a new form, the old one will expire
-	case now != nil && pl == nil && now.Prev.goesBy(name):
+	case now != nil && pl == nil && now.Prev != nil && now.Prev.goesBy(name):
 		return // it is to leave that one
 	default:
 		p = (*Place)(nil).Named(name)

@@ -1,0 +1,137 @@
+package affinity
+
+import (
+	"context"
+	"io"
+	"sync/atomic"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/homing-grpc/homing/internal/session"
+)
+
+// WithFence makes a server refuse calls with affinity, those that come with an
+// [IDHeader] or a [KeyHeader], while fenced says so: it has been cut off from the
+// registry for so long that its clients may go elsewhere, and must not be a second
+// server of their sessions. [registry.Fence] knows; another function may know more.
+// Calls without affinity go through.
+//
+// A unary call is refused before the handler runs, with code FailedPrecondition. A
+// stream is refused with code Aborted when it is opened, when its handler is about to
+// receive a message, so that it does not get one, or to send one; whatever the handler
+// then returns, the client gets the refusal. It is a status that [MovedTo] reads, and
+// gives "". A handler that is at work when the fence falls is left alone.
+//
+// The unary client interceptor makes the call again, unseen, as if that server were
+// gone; if the next one refuses it, too, as if both were, and so on, three times at
+// most; then the caller gets an error with code Aborted that names them. It is sent to
+// nobody else if it was made with [Require]. A stream gets the error. Either way a
+// [Session] goes elsewhere from now on, and its OnMove says that it was moved, once.
+// Calls without a session ask that server again each time, and are refused there once,
+// for as long as the balancer keeps it.
+//
+// The first call of a session without a key does not say that it has affinity, and goes
+// through. The others do if the server has [WithServerID] with the id that it is
+// registered under, which also lets errors name it.
+//
+// fenced is called for every call and for every message of streams with affinity,
+// concurrently; it must not block. The default, and a nil fenced, is never. Used twice,
+// the last holds.
+//
+// [registry.Fence]: https://pkg.go.dev/github.com/homing-grpc/homing/endpointsmeta/registry#Fence
+func WithFence(fenced func() bool) ServerOption {
+	return serverOptionFunc(func(o *serverOptions) { o.fenced = fenced })
+}
+
+// refuses reports whether the call is to be refused.
+func (o *serverOptions) refuses(ctx context.Context) bool {
+	return o.fenced != nil && o.fenced() && affine(ctx)
+}
+
+// refusal is what the client of a call that is refused gets. It names the server as
+// answers do.
+func (c caller) refusal(code codes.Code) error {
+	var by string
+	if c.stamp != nil {
+		by = c.stamp[IDHeader][0]
+	}
+	return movedInfo(code, map[string]string{"id": "", session.FencedKey: by}, refusedBy(by))
+}
+
+// affine reports whether an incoming call says where it belongs.
+func affine(ctx context.Context) bool {
+	for _, header := range []string{IDHeader, KeyHeader} {
+		for _, v := range metadata.ValueFromIncomingContext(ctx, header) {
+			if v != "" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// forwarded returns what a handler may say of an error. That another server refused a
+// call of its own is no refusal of the call that it serves: that one would be made
+// again, and the handler has run.
+func forwarded(err error) error {
+	if _, ok := session.Fenced(err); ok {
+		return movedStatus(codes.Aborted, "", "a call that the handler made was refused: "+status.Convert(err).Message())
+	}
+	return err
+}
+
+// fencedStream is a stream with affinity, which ends when the fence falls.
+type fencedStream struct {
+	grpc.ServerStream
+	server  *serverOptions
+	from    caller
+	refused atomic.Bool
+}
+
+// fence runs the handler on a stream with affinity.
+func (o *serverOptions) fence(from caller, ss grpc.ServerStream, handler func(grpc.ServerStream) error) error {
+	s := &fencedStream{ServerStream: ss, server: o, from: from}
+	if s.refuses() {
+		return from.refusal(codes.Aborted)
+	}
+	err := handler(s)
+	if s.refused.Load() {
+		return from.refusal(codes.Aborted)
+	}
+	return err
+}
+
+// refuses reports whether the stream is refused. Once it is it stays so: the client goes
+// elsewhere.
+func (s *fencedStream) refuses() bool {
+	if s.refused.Load() {
+		return true
+	}
+	if !s.server.fenced() {
+		return false
+	}
+	s.refused.Store(true)
+	return true
+}
+
+func (s *fencedStream) SendMsg(m any) error {
+	if s.refuses() {
+		return s.from.refusal(codes.Aborted)
+	}
+	return s.ServerStream.SendMsg(m)
+}
+
+// RecvMsg refuses the end of what the client sends, too: a handler may act on that.
+func (s *fencedStream) RecvMsg(m any) error {
+	if s.refuses() {
+		return s.from.refusal(codes.Aborted)
+	}
+	err := s.ServerStream.RecvMsg(m)
+	if (err == nil || err == io.EOF) && s.refuses() {
+		return s.from.refusal(codes.Aborted)
+	}
+	return err
+}
