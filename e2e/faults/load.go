@@ -48,14 +48,17 @@ type load struct {
 	mu     sync.Mutex
 	lastOK time.Time
 	gap    time.Duration // the longest time without a call that succeeded
+	slow   time.Duration // the slowest call that succeeded
 	errs   []string      // the first few
 	moves  []affinity.Move
+	told   map[*affinity.Session]int                 // how often each was told of a move
+	homes  map[*affinity.Session]map[string]struct{} // the processes that answered each
 }
 
 func (w *World) newChannel() (*channel, error) {
 	var etcd []string
 	w.etcd.each(func(m *member) { etcd = append(etcd, m.front.addr) })
-	cli, err := connect(etcd)
+	cli, err := connect(etcd, !w.silent)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +88,11 @@ func (c *channel) close() {
 
 // startLoad makes channels and sessions, and begins to call.
 func (w *World) startLoad() (*load, error) {
-	l := &load{world: w}
+	l := &load{
+		world: w,
+		told:  make(map[*affinity.Session]int),
+		homes: make(map[*affinity.Session]map[string]struct{}),
+	}
 	l.timeout.Store(int64(5 * time.Second))
 	for i := range channels {
 		c, err := w.newChannel()
@@ -101,7 +108,9 @@ func (w *World) startLoad() (*load, error) {
 				l.mu.Lock()
 				defer l.mu.Unlock()
 				l.moves = append(l.moves, m)
+				l.told[s]++
 			})
+			l.homes[s] = make(map[string]struct{})
 			c.sessions = append(c.sessions, s)
 		}
 		l.channels = append(l.channels, c)
@@ -142,10 +151,30 @@ func (l *load) call(ctx context.Context, c *channel, s *affinity.Session) (*test
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(l.timeout.Load()))
 	defer cancel()
-	return c.rpc.UnaryCall(ctx, &testpb.SimpleRequest{})
+	r, err := c.rpc.UnaryCall(ctx, &testpb.SimpleRequest{})
+	if homes := l.homes[s]; homes != nil && err == nil {
+		l.mu.Lock()
+		homes[r.GetUsername()] = struct{}{}
+		l.mu.Unlock()
+	}
+	return r, err
+}
+
+// untold returns how many sessions were answered by more processes than they were told
+// of: each change of the server, and each restart of it, is a move.
+func (l *load) untold() (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for s, homes := range l.homes {
+		if len(homes) > 1+l.told[s] {
+			n++
+		}
+	}
+	return n
 }
 
 func (l *load) note(ctx context.Context, c *channel, s *affinity.Session) {
+	start := time.Now()
 	_, err := l.call(ctx, c, s)
 	if ctx.Err() != nil {
 		return
@@ -162,6 +191,7 @@ func (l *load) note(ctx context.Context, c *channel, s *affinity.Session) {
 		return
 	}
 	l.gap = max(l.gap, now.Sub(l.lastOK))
+	l.slow = max(l.slow, now.Sub(start))
 	l.lastOK = now
 }
 
@@ -170,7 +200,7 @@ func (l *load) reset() {
 	defer l.mu.Unlock()
 	l.calls.Store(0)
 	l.failed.Store(0)
-	l.lastOK, l.gap, l.errs, l.moves = time.Now(), 0, nil, nil
+	l.lastOK, l.gap, l.slow, l.errs, l.moves = time.Now(), 0, 0, nil, nil
 }
 
 // reached reports whether calls without affinity reach exactly these servers from

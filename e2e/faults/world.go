@@ -20,6 +20,7 @@ type World struct {
 	servers map[string]*server
 	direct  *clientv3.Client // by no proxy
 	load    *load
+	silent  bool // clients' connections to etcd have no keepalive
 
 	back time.Time // when what was broken was mended: recovery is counted from here
 	seen time.Duration
@@ -30,6 +31,7 @@ type Row struct {
 	Group, Name string
 	Short       bool // it is in the short form, too
 	Members     int  // of etcd; 0 means 1
+	Silent      bool // clients' connections to etcd have no keepalive
 
 	// Fault plays it. It returns when what it broke is mended and every client has
 	// seen the truth (World.truth), or with what went wrong.
@@ -44,6 +46,9 @@ type Row struct {
 	Play func(Row) (Result, error)
 	// Within is how long clients may take to see the truth. 0 means 2 s.
 	Within time.Duration
+	// Slowest is how long a call that succeeds may take; 0 means any time. It tells a
+	// server that leaves from one that is waited for.
+	Slowest time.Duration
 }
 
 // Result is what a row cost.
@@ -52,6 +57,8 @@ type Result struct {
 	Calls, Lost     int64
 	Gap             time.Duration // the longest time without a successful call
 	Moved, Needless int
+	Slow            time.Duration // the slowest call that succeeded
+	Untold          int           // sessions whose server changed without a word
 	Seen            time.Duration // until every client saw the truth
 	Goroutines      [2]int        // before and after
 	Heap            [2]uint64     // bytes, before and after
@@ -193,6 +200,7 @@ func play(row Row) (r Result, err error) {
 	if err != nil {
 		return r, err
 	}
+	w.silent = row.Silent
 	// What a client keeps for good (pools, buffers) is there before it is counted.
 	for range 2 {
 		if err := w.warm(); err != nil {
@@ -212,8 +220,9 @@ func play(row Row) (r Result, err error) {
 	l.mu.Lock()
 	r.Calls, r.Lost, r.Gap, r.Errors = l.calls.Load(), l.failed.Load(), max(l.gap, time.Since(l.lastOK)-100*time.Millisecond), l.errs
 	moves := slices.Clone(l.moves)
+	r.Slow = l.slow
 	l.mu.Unlock()
-	r.Moved, r.Seen = len(moves), w.seen
+	r.Moved, r.Untold, r.Seen = len(moves), l.untold(), w.seen
 	for _, m := range moves {
 		if !slices.Contains(row.Moves, m.From) {
 			r.Needless++
@@ -293,7 +302,9 @@ func (r *Result) judge(w *World, faultErr error) {
 	wrong(r.Lost <= allowed, "%d of %d calls failed, %d may", r.Lost, r.Calls, allowed)
 	wrong(r.Calls > 20, "only %d calls were made", r.Calls)
 	wrong(r.Needless == 0, "%d sessions moved needlessly", r.Needless)
+	wrong(r.Untold == 0, "%d sessions were not told that another process answers them", r.Untold)
 	wrong(r.Seen <= within, "clients saw the truth after %v, not %v", r.Seen.Round(time.Millisecond), within)
+	wrong(r.Row.Slowest == 0 || r.Slow <= r.Row.Slowest, "a call took %v, not %v", r.Slow.Round(time.Millisecond), r.Row.Slowest)
 	wrong(r.Goroutines[1] <= r.Goroutines[0], "%d goroutines leaked", r.Goroutines[1]-r.Goroutines[0])
 	// A heap of a few MB is never the same twice: half a MB is noise.
 	wrong(r.Heap[1] <= r.Heap[0]+r.Heap[0]/20+1<<19, "the heap grew from %d to %d bytes", r.Heap[0], r.Heap[1])

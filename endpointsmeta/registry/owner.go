@@ -48,8 +48,9 @@ func (r *Registration) hold(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	held := r.leases[len(r.leases)-1].id
-	var seen atomic.Int64
-	seen.Store(time.Now().UnixNano())
+	var seen atomic.Pointer[time.Time]
+	began := time.Now()
+	seen.Store(&began)
 	ended := make(chan struct{}, 1)
 	renewing := make(chan struct{})
 	go func() {
@@ -102,7 +103,7 @@ func (r *Registration) hold(ctx context.Context) error {
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return ctx.Err()
-		case err != nil && time.Since(time.Unix(0, seen.Load())) > r.ttl:
+		case err != nil && time.Since(*seen.Load()) > r.ttl:
 			return err // it cannot be there any more, as far as anyone here knows
 		case err != nil:
 			if conn := r.cli.ActiveConnection(); conn != nil {
