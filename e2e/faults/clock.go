@@ -21,24 +21,46 @@ import (
 
 const jumpVar = "HOMING_FAULTS_JUMP"
 
-// jumps are played in turn: an hour on, two back, and on to where it was.
-var jumps = []time.Duration{time.Hour, -2 * time.Hour, time.Hour}
-
 // jump makes the clock of this process jump. It is nil where the clock cannot.
 var jump func(time.Duration)
 
 func clockRows() []Row {
 	row := etcdRow("a clock that jumps, everywhere", false, func(w *World) error {
+		c := w.servers["c"].front
 		return w.during(ttl, func() error {
-			for _, d := range jumps {
-				if err := w.jump(d); err != nil {
-					return err
-				}
-				time.Sleep(ttl) // what a wall clock says is over by now
+			// Set back while servers are out of touch with etcd and clients with c: who
+			// asked the wall clock would wait for an hour, to say so or to go elsewhere.
+			w.etcd.each(func(m *member) { m.back.freeze() })
+			c.refuse()
+			time.Sleep(ttl / 10) // until clients have seen it
+			if err := w.jump(-time.Hour); err != nil {
+				return err
 			}
-			return nil
-		}, func() error { return nil })
+			for _, s := range w.servers {
+				if _, err := s.process.line("state lost", 3*ttl); err != nil {
+					return fmt.Errorf("%s does not know that its lease is over: %w", s.id, err)
+				}
+			}
+			time.Sleep(ttl)
+			// Set on while clients keep servers that are in no list: they would let go of
+			// them when something makes them look.
+			if err := w.jump(2 * time.Hour); err != nil {
+				return err
+			}
+			if _, err := w.direct.Put(bg, service+"/x", `{"Op":0,"Addr":"127.0.0.1:1"}`); err != nil {
+				return err
+			}
+			time.Sleep(ttl)
+			if _, err := w.direct.Delete(bg, service+"/x"); err != nil {
+				return err
+			}
+			return w.jump(-time.Hour)
+		}, func() error {
+			w.etcd.each(func(m *member) { m.back.thaw() })
+			return c.accept()
+		})
 	})
+	row.Moves, row.Failed, row.Slowest = []string{"c"}, onTheWire, 2*time.Second
 	row.Play = playElsewhere
 	return []Row{row}
 }

@@ -146,20 +146,22 @@ func (c *cluster) connect(via func(*member) string) (*clientv3.Client, error) {
 	for _, m := range c.members {
 		endpoints = append(endpoints, via(m))
 	}
-	return connect(endpoints)
+	return connect(endpoints, true)
 }
 
-func connect(endpoints []string) (*clientv3.Client, error) {
-	return clientv3.New(clientv3.Config{
-		Endpoints:            endpoints,
-		Logger:               zap.NewNop(),
-		DialKeepAliveTime:    10 * time.Second,
-		DialKeepAliveTimeout: 2 * time.Second,
+func connect(endpoints []string, keepalive bool) (*clientv3.Client, error) {
+	cfg := clientv3.Config{
+		Endpoints: endpoints,
+		Logger:    zap.NewNop(),
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 500 * time.Millisecond},
 			MinConnectTimeout: time.Second,
 		})},
-	})
+	}
+	if keepalive {
+		cfg.DialKeepAliveTime, cfg.DialKeepAliveTimeout = 10*time.Second, 2*time.Second
+	}
+	return clientv3.New(cfg)
 }
 
 // leader returns the member that leads.
@@ -168,7 +170,7 @@ func (c *cluster) leader() (*member, error) {
 		if m.process == nil {
 			continue
 		}
-		cli, err := connect([]string{m.client})
+		cli, err := connect([]string{m.client}, true)
 		if err != nil {
 			return nil, err
 		}

@@ -53,8 +53,11 @@ type load struct {
 	mu     sync.Mutex
 	lastOK time.Time
 	gap    time.Duration // the longest time without a call that succeeded
+	slow   time.Duration // the slowest call that succeeded
 	errs   []string      // the first few
 	moves  []affinity.Move
+	told   map[*affinity.Session]int                 // how often each was told of a move
+	homes  map[*affinity.Session]map[string]struct{} // the processes that answered each
 }
 
 func (w *World) newChannel() (*channel, error) {
@@ -88,12 +91,14 @@ func (w *World) ownClient(c *channel) (*clientv3.Client, error) {
 	if c.etcd, err = newProxies(etcd); err != nil {
 		return nil, err
 	}
-	return connect(addrs(c.etcd))
+	return connect(addrs(c.etcd), true)
 }
 
 // frontClient is a client of etcd that stands behind the clients' proxies.
 func (w *World) frontClient() (*clientv3.Client, error) {
-	return w.etcd.connect(func(m *member) string { return m.front.addr })
+	var etcd []string
+	w.etcd.each(func(m *member) { etcd = append(etcd, m.front.addr) })
+	return connect(etcd, !w.silent)
 }
 
 // open makes a channel to the game servers.
@@ -119,7 +124,11 @@ func (c *channel) close() {
 
 // startLoad makes channels and sessions, and begins to call.
 func (w *World) startLoad() (*load, error) {
-	l := &load{world: w}
+	l := &load{
+		world: w,
+		told:  make(map[*affinity.Session]int),
+		homes: make(map[*affinity.Session]map[string]struct{}),
+	}
 	l.timeout.Store(int64(5 * time.Second))
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	for range channels {
@@ -161,7 +170,11 @@ func (l *load) join() error {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.moves = append(l.moves, m)
+			l.told[s]++
 		})
+		l.mu.Lock()
+		l.homes[s] = make(map[string]struct{})
+		l.mu.Unlock()
 		c.sessions = append(c.sessions, s)
 		c.names[s] = name
 	}
@@ -197,10 +210,32 @@ func (l *load) call(ctx context.Context, c *channel, s *affinity.Session) (*test
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(l.timeout.Load()))
 	defer cancel()
-	return c.rpc.UnaryCall(ctx, req)
+	r, err := c.rpc.UnaryCall(ctx, req)
+	if s != nil && err == nil {
+		l.mu.Lock()
+		if homes := l.homes[s]; homes != nil {
+			homes[r.GetUsername()] = struct{}{}
+		}
+		l.mu.Unlock()
+	}
+	return r, err
+}
+
+// untold returns how many sessions were answered by more processes than they were told
+// of: each change of the server, and each restart of it, is a move.
+func (l *load) untold() (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for s, homes := range l.homes {
+		if len(homes) > 1+l.told[s] {
+			n++
+		}
+	}
+	return n
 }
 
 func (l *load) note(ctx context.Context, c *channel, s *affinity.Session) {
+	start := time.Now()
 	_, err := l.call(ctx, c, s)
 	if ctx.Err() != nil {
 		return
@@ -217,6 +252,7 @@ func (l *load) note(ctx context.Context, c *channel, s *affinity.Session) {
 		return
 	}
 	l.gap = max(l.gap, now.Sub(l.lastOK))
+	l.slow = max(l.slow, now.Sub(start))
 	l.lastOK = now
 }
 
@@ -225,7 +261,7 @@ func (l *load) reset() {
 	defer l.mu.Unlock()
 	l.calls.Store(0)
 	l.failed.Store(0)
-	l.lastOK, l.gap, l.errs, l.moves = time.Now(), 0, nil, nil
+	l.lastOK, l.gap, l.slow, l.errs, l.moves = time.Now(), 0, 0, nil, nil
 }
 
 // reached reports whether calls without affinity reach exactly these servers from

@@ -32,6 +32,27 @@ func (w *World) during(d time.Duration, broken, mend func() error) error {
 	return w.truth("a", "b", "c", "n")
 }
 
+// lasting is during, and then requires that no server goes from etcd again while leases
+// that nobody renews would run out.
+func (w *World) lasting(d time.Duration, broken, mend func() error) error {
+	if err := w.during(d, broken, mend); err != nil {
+		return err
+	}
+	if err := w.listed("a", "b", "c", "n"); err != nil {
+		return err
+	}
+	for end := time.Now().Add(3 * ttl / 2); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		list, err := registry.List(bg, w.direct, service)
+		if err != nil {
+			return err
+		}
+		if len(list) != 4 {
+			return fmt.Errorf("a server has gone from etcd again: %v", list)
+		}
+	}
+	return nil
+}
+
 // proxies does f to all that stands between etcd and anybody.
 func (w *World) proxies(f func(*proxy)) func() error {
 	return func() error {
@@ -71,7 +92,7 @@ func etcdRows() []Row {
 			if err := fails(w, c); err != nil {
 				return err
 			}
-			return w.during(0, func() error { return nil }, w.startEtcd)
+			return w.during(2*ttl, func() error { return nil }, w.startEtcd) // longer than one request
 		}),
 		etcdRow("refused for 2 TTLs", true, func(w *World) error {
 			return w.during(2*ttl, w.proxies((*proxy).refuse), w.acceptAll)
@@ -80,13 +101,17 @@ func etcdRows() []Row {
 			return w.during(2*ttl, w.proxies((*proxy).freeze), w.proxies((*proxy).thaw))
 		}),
 		etcdRow("slow: 200 ms each way", false, func(w *World) error {
-			return w.during(2*ttl, w.proxies(func(p *proxy) { p.slow(200 * time.Millisecond) }), w.proxies(func(p *proxy) { p.slow(0) }))
+			return w.during(2*ttl, w.proxies(func(p *proxy) { p.slow(200 * time.Millisecond) }), func() error {
+				// The newcomer does not wait for better times.
+				_, err := w.servers["n"].process.line("state registered", ttl)
+				return errors.Join(err, w.proxies(func(p *proxy) { p.slow(0) })())
+			})
 		}),
 		etcdRow("killed and restarted", true, func(w *World) error {
-			return w.during(0, w.killEtcd, w.startEtcd)
+			return w.lasting(0, w.killEtcd, w.startEtcd)
 		}),
 		etcdRow("down for 3 TTLs", false, func(w *World) error {
-			return w.during(3*ttl, w.killEtcd, w.startEtcd)
+			return w.lasting(3*ttl, w.killEtcd, w.startEtcd)
 		}),
 		etcdRow("stalled for half a TTL", false, func(w *World) error {
 			return w.stalled(ttl / 2)
@@ -102,12 +127,26 @@ func etcdRows() []Row {
 			}, w.startEtcd)
 		}),
 		etcdRow("data wiped, and as much written since", false, func(w *World) error {
+			// Clients come back when the revision that they know is long past again, and
+			// the newcomer was put before it: nothing but the records tells them.
+			for range 10 {
+				if _, err := w.direct.Put(bg, service+"/x", `{"Op":0,"Addr":"127.0.0.1:1"}`); err != nil {
+					return err
+				}
+				if _, err := w.direct.Delete(bg, service+"/x"); err != nil {
+					return err
+				}
+			}
+			time.Sleep(100 * time.Millisecond) // until they have seen it
 			return w.during(0, func() error {
 				err := w.killEtcd()
-				w.etcd.each(func(m *member) { err = errors.Join(err, m.wipe()) })
+				w.etcd.each(func(m *member) { m.front.refuse(); err = errors.Join(err, m.wipe()) })
 				return err
 			}, func() error {
 				if err := w.startEtcd(); err != nil {
+					return err
+				}
+				if err := w.listed("a", "b", "c", "n"); err != nil {
 					return err
 				}
 				for range 200 {
@@ -115,7 +154,7 @@ func etcdRows() []Row {
 						return err
 					}
 				}
-				return nil
+				return w.etcd.members[0].front.accept()
 			})
 		}),
 		etcdRow("compaction while watches are idle, then a reset", true, func(w *World) error {
@@ -154,7 +193,7 @@ func etcdRows() []Row {
 		}),
 		etcdRow("wrong TLS certificate", true, func(w *World) error { return w.wrongTLS() }),
 		etcdRow("flapping", false, func(w *World) error {
-			return w.during(0, func() error {
+			return w.lasting(0, func() error {
 				for range 20 {
 					_ = w.proxies((*proxy).refuse)()
 					time.Sleep(150 * time.Millisecond)
@@ -172,22 +211,31 @@ func etcdRows() []Row {
 	}
 	for i := range 3 {
 		three(fmt.Sprintf("member %d of 3 killed", i+1), 0, func(w *World) error {
-			return w.during(ttl, func() error { w.etcd.members[i].kill(); return nil }, func() error { return nil })
+			return w.lasting(ttl, func() error { w.etcd.members[i].kill(); return nil }, func() error { return nil })
 		})
 	}
-	// Nothing tells a client that a member is frozen but its own keepalive, which gRPC
-	// clamps to 10 s; then it takes another one.
+	// Nothing tells a client that a member is frozen: its connection stays, and the
+	// clients of this row send no keepalives. They have to look for themselves.
 	three("the member that all watch frozen", 15*time.Second, func(w *World) error {
+		one, others := w.etcd.members[0], w.etcd.members[1:]
 		return w.during(0, func() error {
-			for _, m := range w.etcd.members {
-				m.front.freeze()
-				break
+			for _, m := range others {
+				m.front.refuse()
 			}
+			time.Sleep(ttl) // all watch by the one that is left
+			for _, m := range others {
+				if err := m.front.accept(); err != nil {
+					return err
+				}
+			}
+			time.Sleep(ttl) // and could go to the others
+			one.front.freeze()
 			return nil
 		}, func() error { return nil })
 	})
+	rows[len(rows)-1].Silent = true
 	three("leader killed", 0, func(w *World) error {
-		return w.during(ttl, func() error {
+		return w.lasting(ttl, func() error {
 			m, err := w.etcd.leader()
 			if err == nil {
 				m.kill()
@@ -196,7 +244,7 @@ func etcdRows() []Row {
 		}, func() error { return nil })
 	})
 	three("quorum lost for 2 TTLs", 0, func(w *World) error {
-		return w.during(2*ttl, func() error {
+		return w.lasting(2*ttl, func() error {
 			w.etcd.members[0].kill()
 			w.etcd.members[1].kill()
 			return nil
@@ -206,7 +254,7 @@ func etcdRows() []Row {
 }
 
 func (w *World) stalled(d time.Duration) error {
-	return w.during(d, func() error {
+	return w.lasting(d, func() error {
 		w.etcd.each((*member).stop)
 		return nil
 	}, func() error {

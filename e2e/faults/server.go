@@ -101,7 +101,7 @@ func serverMain() {
 func serve() error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	cli, err := connect(strings.Split(os.Getenv("ETCD"), ","))
+	cli, err := connect(strings.Split(os.Getenv("ETCD"), ","), true)
 	if err != nil {
 		return err
 	}

@@ -22,9 +22,10 @@ type World struct {
 	load    *load
 	heard   func(line string) bool // takes what servers report; nil if nobody does
 
-	cut   bool          // servers and clients have their own ways to etcd, and clients the same keys
-	fence string        // of servers: what it keeps, "" if there is none
-	grace time.Duration // for which clients keep servers; 0 is the default
+	cut    bool          // servers and clients have their own ways to etcd, and clients the same keys
+	fence  string        // of servers: what it keeps, "" if there is none
+	grace  time.Duration // for which clients keep servers; 0 is the default
+	silent bool          // clients' connections to etcd have no keepalive
 
 	back time.Time // when what was broken was mended: recovery is counted from here
 	seen time.Duration
@@ -35,6 +36,7 @@ type Row struct {
 	Group, Name string
 	Short       bool // it is in the short form, too
 	Members     int  // of etcd; 0 means 1
+	Silent      bool // clients' connections to etcd have no keepalive
 
 	// Fault plays it. It returns when what it broke is mended and every client has
 	// seen the truth (World.truth), or with what went wrong.
@@ -59,6 +61,9 @@ type Row struct {
 	// Twice says how many sessions may be served by two servers at once; nil if they are
 	// not counted.
 	Twice func(n int) bool
+	// Slowest is how long a call that succeeds may take; 0 means any time. It tells a
+	// server that leaves from one that is waited for.
+	Slowest time.Duration
 }
 
 // Result is what a row cost.
@@ -68,6 +73,8 @@ type Result struct {
 	Gap             time.Duration // the longest time without a successful call
 	Moved, Needless int
 	Both            int           // sessions that two servers served at once, if the row counts them
+	Slow            time.Duration // the slowest call that succeeded
+	Untold          int           // sessions whose server changed without a word
 	Seen            time.Duration // until every client saw the truth
 	Goroutines      [2]int        // before and after
 	Heap            [2]uint64     // bytes, before and after
@@ -216,6 +223,7 @@ func play(row Row) (r Result, err error) {
 	if err != nil {
 		return r, err
 	}
+	w.silent = row.Silent
 	// What a client keeps for good (pools, buffers) is there before it is counted.
 	for range 2 {
 		if err := w.warm(); err != nil {
@@ -235,8 +243,9 @@ func play(row Row) (r Result, err error) {
 	l.mu.Lock()
 	r.Calls, r.Lost, r.Gap, r.Errors = l.calls.Load(), l.failed.Load(), max(l.gap, time.Since(l.lastOK)-100*time.Millisecond), l.errs
 	moves := slices.Clone(l.moves)
+	r.Slow = l.slow
 	l.mu.Unlock()
-	r.Moved, r.Seen = len(moves), w.seen
+	r.Moved, r.Untold, r.Seen = len(moves), l.untold(), w.seen
 	if row.Twice != nil {
 		if r.Both, err = w.twice(); err != nil {
 			return r, err
@@ -324,7 +333,9 @@ func (r *Result) judge(w *World, faultErr error) {
 	if r.Twice != nil {
 		wrong(r.Twice(r.Both), "%d sessions were served by two servers at once", r.Both)
 	}
+	wrong(r.Untold == 0, "%d sessions were not told that another process answers them", r.Untold)
 	wrong(r.Seen <= within, "clients saw the truth after %v, not %v", r.Seen.Round(time.Millisecond), within)
+	wrong(r.Row.Slowest == 0 || r.Slow <= r.Row.Slowest, "a call took %v, not %v", r.Slow.Round(time.Millisecond), r.Row.Slowest)
 	wrong(r.Goroutines[1] <= r.Goroutines[0], "%d goroutines leaked", r.Goroutines[1]-r.Goroutines[0])
 	// A heap of a few MB is never the same twice: half a MB is noise.
 	wrong(r.Heap[1] <= r.Heap[0]+r.Heap[0]/20+1<<19, "the heap grew from %d to %d bytes", r.Heap[0], r.Heap[1])

@@ -12,13 +12,14 @@ import (
 
 // renew is keepAlive for a registration with a fence. Etcd's client does not say to
 // which of its requests an answer belongs, so here there is one at a time.
-func (r *Registration) renew(ctx context.Context, id clientv3.LeaseID, seen *atomic.Int64, ended chan<- struct{}) {
+func (r *Registration) renew(ctx context.Context, id clientv3.LeaseID, seen *atomic.Pointer[time.Time], ended chan<- struct{}) {
 	var pause backoff
 	for {
 		sent := time.Now()
 		ttl, err := r.renewOnce(ctx, id)
 		if err == nil {
-			seen.Store(time.Now().UnixNano())
+			now := time.Now()
+			seen.Store(&now)
 			r.stands(sent, ttl)
 			pause.reset()
 			if !sleep(ctx, r.ttl/3-time.Since(sent)) {

@@ -68,9 +68,9 @@ func (r *Registration) revoke(ctx context.Context) error {
 
 func leaseGone(err error) bool { return errors.Is(err, rpctypes.ErrLeaseNotFound) }
 
-// keepAlive renews a lease until ctx ends. seen is when etcd last said that it lives;
-// ended has a token when etcd's client has given it up, which may be wrong.
-func (r *Registration) keepAlive(ctx context.Context, id clientv3.LeaseID, seen *atomic.Int64, ended chan<- struct{}) {
+// keepAlive renews a lease until ctx ends. seen is when etcd last said that it lives, by
+// the monotonic clock; ended has a token when etcd's client has given it up, which may be wrong.
+func (r *Registration) keepAlive(ctx context.Context, id clientv3.LeaseID, seen *atomic.Pointer[time.Time], ended chan<- struct{}) {
 	if r.fence != nil {
 		r.renew(ctx, id, seen, ended)
 		return
@@ -82,7 +82,8 @@ func (r *Registration) keepAlive(ctx context.Context, id clientv3.LeaseID, seen 
 		alive, err := leases.KeepAlive(ctx, id)
 		if err == nil {
 			for range alive {
-				seen.Store(time.Now().UnixNano())
+				now := time.Now()
+				seen.Store(&now)
 				pause.reset()
 			}
 		}

@@ -63,8 +63,9 @@ func (r *Registration) hold(ctx context.Context) error {
 	last := r.leases[len(r.leases)-1]
 	held := last.id
 	r.there = last.asked
-	var seen atomic.Int64
-	seen.Store(time.Now().UnixNano())
+	var seen atomic.Pointer[time.Time]
+	began := time.Now()
+	seen.Store(&began)
 	ended := make(chan struct{}, 1)
 	renewing := make(chan struct{})
 	go func() {
@@ -118,7 +119,7 @@ func (r *Registration) hold(ctx context.Context) error {
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return ctx.Err()
-		case err != nil && time.Since(time.Unix(0, seen.Load())) > r.ttl:
+		case err != nil && time.Since(*seen.Load()) > r.ttl:
 			return fmt.Errorf("%w: %w", errAway, err) // it cannot be there any more, as far as anyone here knows
 		case err != nil:
 			if conn := r.cli.ActiveConnection(); conn != nil {
