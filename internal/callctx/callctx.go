@@ -13,28 +13,27 @@ import (
 
 // Value is the affinity of one call. It is immutable once it is in a context.
 type Value struct {
-	ID       string // the server wanted, "" if none
-	Key      string // the session key, "" if none
-	Required bool   // ID or an error, never another server
-
-	Session *session.Session // what remembers the server, nil if nothing does
-	Route   *Route           // where picks are noted, nil if nobody asks
-	Moved   bool             // ID is where a server said that the state is
-	Not     []string         // the ids of servers that have refused it: others come first
-
-	// Hash is Hash(Key), or Hash(ID) without a key: the place in the
-	// rendezvous order of a call that has to find a home. IDHash is Hash(ID).
-	// They are computed here, once, because a picker runs once per attempt and
-	// queue wake-up.
-	Hash   uint64
-	IDHash uint64
-
-	// Kind is computed here, too.
-	Kind Kind
+	// What most picks need comes first, and so into one cache line. Kind and hashes
+	// follow from the rest. They are computed here, once, because a picker runs once
+	// per attempt and queue wake-up.
+	Kind     Kind
+	Required bool // ID or an error, never another server
+	Moved    bool // ID is where a server said that the state is
 
 	// NoHeaders says that the outgoing metadata was seen to hold neither
 	// default affinity header, so that a picker need not look again.
 	NoHeaders bool
+
+	// Hash is Hash(Key), or Hash(ID) without a key: the place in the
+	// rendezvous order of a call that has to find a home. IDHash is Hash(ID).
+	Hash   uint64
+	IDHash uint64
+
+	Session *session.Session // what remembers the server, nil if nothing does
+	ID      string           // the server wanted, "" if none
+	Key     string           // the session key, "" if none
+	Route   *Route           // where picks are noted, nil if nobody asks
+	Not     []string         // the ids of servers that have refused it: others come first
 }
 
 // Kind says what to look at first.
