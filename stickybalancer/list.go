@@ -88,9 +88,11 @@ func sameAddressSet(a, b resolver.Endpoint) bool { return addressKey(a) == addre
 // sameList reports whether two lists say the same in the same order. Lists that
 // come again mostly hold the same pointers, so those are compared first.
 func sameList(a, b []resolver.Endpoint) bool {
-	return len(a) == len(b) && slices.EqualFunc(a, b, func(a, b resolver.Endpoint) bool {
-		return sameAttributes(a.Attributes, b.Attributes) && sameAddresses(a, b)
-	})
+	return len(a) == len(b) && slices.EqualFunc(a, b, sameEndpoint)
+}
+
+func sameEndpoint(a, b resolver.Endpoint) bool {
+	return sameAttributes(a.Attributes, b.Attributes) && sameAddresses(a, b)
 }
 
 // sameAddresses reports whether pick_first would see no difference. It ignores

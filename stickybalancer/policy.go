@@ -39,6 +39,7 @@ type policy struct {
 	batch   bool                // an update is under way: it publishes at its end
 	changed bool                // since the last picker
 	last    []resolver.Endpoint // the last list as the resolver gave it
+	owners  map[string]string   // ids by the addresses in last; nil unless each endpoint there is one server
 	attrs   resolver.State      // the rest of its state
 	listErr error               // why there is no endpoint, if there is none
 
@@ -61,7 +62,7 @@ type policy struct {
 	ready      int      // servers READY
 	counts     [5]int   // spread servers by connectivity state
 	ownIdle    int      // spread servers that are idle, of the own zone
-	shareLimit uint32   // the mean weight: the most that one share may hold
+	shareLimit uint32   // about the mean weight: the most that one share may hold
 	allDrain   bool     // every server drains: as if none did
 	hasSubset  bool     // the servers' inSubset is not true of all
 	update     uint64   // counts the lists, to tell who is not in the last
@@ -189,9 +190,9 @@ func (p *policy) UpdateClientConnState(state balancer.ClientConnState) error {
 	sameAttrs := sameAttributes(p.attrs.Attributes, rs.Attributes)
 	p.attrs = rs
 	var work []func()
-	if newConfig || !sameAttrs || !sameList(p.last, endpoints) {
+	if news, any := p.newsLocked(endpoints, newConfig || !sameAttrs); any {
 		p.last = endpoints
-		work = p.applyLocked(p.unique(endpoints), now, newConfig, !sameAttrs)
+		work = p.applyLocked(news, now, newConfig, !sameAttrs)
 	}
 	p.homesLocked() // at once: to start children takes a while
 	p.armLocked(now)

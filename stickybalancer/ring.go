@@ -15,9 +15,9 @@ import (
 // picker afterwards; readers hold nothing.
 //
 // Endpoints have shares of the ring. Where weights differ, an endpoint heavier
-// than the mean holds several shares, none of them above the mean, and a share
+// than the mean holds several shares, none of them far above it, and a share
 // below the greatest is passed over in part of the rounds (the stride schedule
-// of gRFC A58). So the split is exact, no pick passes over more than about two
+// of gRFC A58). So the split is exact, no pick passes over more than about three
 // shares on average, and calls in a row go to different servers.
 type ring struct {
 	array atomic.Pointer[ringArray]

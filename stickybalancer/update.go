@@ -12,40 +12,20 @@ import (
 // minGone is how many servers that have left are remembered at least.
 const minGone = 64
 
-// applyLocked makes want the list, and returns the calls to children that this
-// takes, to be made under no lock.
-func (p *policy) applyLocked(want []listed, now time.Time, newConfig, newAttrs bool) (work []func()) {
+// applyLocked takes in what is new in a list, and returns the calls to children that
+// this takes, to be made under no lock.
+func (p *policy) applyLocked(news news, now time.Time, newConfig, newAttrs bool) (work []func()) {
 	p.changed = p.changed || newConfig
-	membership := false
+	want, leaving := news.want, news.leaving
+	membership := len(leaving) > 0
 
 	touched := make([]*server, 0, 8)
 
-	p.update++
-	for _, l := range want {
-		if s := p.servers[l.meta.ID]; s != nil {
-			s.update = p.update
-		}
-	}
-	var leaving, kept, gone []*server
-	for _, s := range p.servers {
-		switch {
-		case s.update == p.update:
-		case s.listed:
-			membership = true
-			leaving = append(leaving, s)
-		case s.kept():
-			kept = append(kept, s)
-		case !s.known() && s.lost && p.settled:
-			gone = append(gone, s)
-		}
-	}
+	kept := p.keptLocked(want)
 
 	// Who comes back late is to learn why its server left, so some are remembered.
-	if len(gone) > len(want)+minGone {
+	if len(p.servers)-news.listed > news.listed+minGone && p.forgetGoneLocked(news.listed) {
 		membership = true
-		for _, s := range gone {
-			p.forgetLocked(s)
-		}
 	}
 
 	heirless := make(map[string]*server) // by address
@@ -116,7 +96,7 @@ func (p *policy) applyLocked(want []listed, now time.Time, newConfig, newAttrs b
 		}
 	}
 	p.listErr = nil
-	if len(want) == 0 {
+	if news.listed == 0 {
 		p.listErr = errors.New("the resolver's list is empty")
 	}
 	if membership {
@@ -154,6 +134,43 @@ func (p *policy) newServerLocked(id string) *server {
 	s := newServer(id, i)
 	p.servers[id], p.byIndex[i] = s, s
 	return s
+}
+
+// keptLocked returns the servers that are kept and are not in want.
+func (p *policy) keptLocked(want []listed) (kept []*server) {
+	for _, k := range p.keeping {
+		if s := k.server; s.keep == k {
+			kept = append(kept, s)
+		}
+	}
+	if len(kept) == 0 {
+		return nil
+	}
+	back := make(map[string]struct{}, len(want))
+	for _, l := range want {
+		back[l.meta.ID] = struct{}{}
+	}
+	return slices.DeleteFunc(kept, func(s *server) bool {
+		_, is := back[s.id]
+		return is
+	})
+}
+
+// forgetGoneLocked forgets the servers that are gone, if they are too many.
+func (p *policy) forgetGoneLocked(listed int) bool {
+	var gone []*server
+	for _, s := range p.servers {
+		if !s.known() && s.lost && p.settled {
+			gone = append(gone, s)
+		}
+	}
+	if len(gone) <= listed+minGone {
+		return false
+	}
+	for _, s := range gone {
+		p.forgetLocked(s)
+	}
+	return true
 }
 
 func (p *policy) forgetLocked(s *server) {
@@ -257,18 +274,15 @@ func (p *policy) membersLocked() {
 // It reports whether it changed any of that.
 func (p *policy) chooseLocked() (changed bool) {
 	sum, n := uint64(0), uint64(0)
-	for _, s := range p.servers {
+	for _, s := range p.members.list {
 		if s.known() {
 			sum += uint64(s.weight())
 			n++
 		}
 	}
-	limit := uint32(1)
-	if n > 0 {
-		limit = uint32((sum + n - 1) / n)
-	}
-	if limit != p.shareLimit {
-		p.shareLimit, changed = limit, true
+	// All shares are cut anew when the limit changes: not with each weight that does.
+	if n > 0 && (sum > 2*n*uint64(p.shareLimit) || 2*sum < n*uint64(p.shareLimit)) {
+		p.shareLimit, changed = uint32((sum+n-1)/n), true
 		for _, s := range p.servers {
 			p.unringLocked(s)
 		}
