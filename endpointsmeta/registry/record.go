@@ -47,7 +47,9 @@ func decodeRecord(key string, value []byte) (Instance, error) {
 
 // sortInstances puts instances in the order in which every client sees them.
 func sortInstances(s []Instance) {
-	slices.SortFunc(s, func(a, b Instance) int {
-		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Key, b.Key))
-	})
+	slices.SortFunc(s, Instance.compare)
+}
+
+func (i Instance) compare(o Instance) int {
+	return cmp.Or(cmp.Compare(i.ID, o.ID), cmp.Compare(i.Key, o.Key))
 }

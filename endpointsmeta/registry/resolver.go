@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -129,7 +130,7 @@ type etcdResolver struct {
 	taken    chan struct{} // the official resolver has taken in a batch
 
 	mu   sync.Mutex
-	sent map[string]Instance // what it has been sent, by key
+	sent map[string]sentInstance // what it has been sent, by key
 }
 
 // Close ends everything. It does not wait for etcd.
@@ -238,15 +239,24 @@ func (r *etcdResolver) deliver() {
 	}
 }
 
+// sentInstance is an instance with its endpoint, which is made once: the policy sees at
+// a glance that it is the same as before.
+type sentInstance struct {
+	Instance
+	endpoint resolver.Endpoint
+}
+
 // difference makes list what was sent, and returns what that takes.
 func (r *etcdResolver) difference(list []Instance) []*clientv3.Event {
-	now := make(map[string]Instance, len(list))
+	now := make(map[string]sentInstance, len(list))
 	var events []*clientv3.Event
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, i := range list {
-		now[i.Key] = i
-		if old, ok := r.sent[i.Key]; !ok || !old.equal(i) {
+		if old, ok := r.sent[i.Key]; ok && old.equal(i) {
+			now[i.Key] = old
+		} else {
+			now[i.Key] = sentInstance{i, i.endpoint()}
 			events = append(events, &clientv3.Event{
 				Type: clientv3.EventTypePut,
 				Kv:   &mvccpb.KeyValue{Key: []byte(i.Key), Value: keyAsAddress(i.Key)},
@@ -275,17 +285,17 @@ func deleteEvent(key string) *clientv3.Event {
 // UpdateState implements [resolver.ClientConn] for the official resolver.
 func (r *etcdResolver) UpdateState(s resolver.State) error {
 	r.mu.Lock()
-	list := make([]Instance, 0, len(s.Endpoints))
+	list := make([]sentInstance, 0, len(s.Endpoints))
 	for _, ep := range s.Endpoints {
 		if i, ok := r.sent[ep.Addresses[0].Addr]; ok {
 			list = append(list, i)
 		}
 	}
 	r.mu.Unlock()
-	sortInstances(list)
+	slices.SortFunc(list, func(a, b sentInstance) int { return a.compare(b.Instance) })
 	s.Endpoints = make([]resolver.Endpoint, len(list))
 	for n, i := range list {
-		s.Endpoints[n] = i.endpoint()
+		s.Endpoints[n] = i.endpoint
 	}
 	err := r.ClientConn.UpdateState(s)
 	select {
