@@ -82,12 +82,15 @@ func affine(ctx context.Context) bool {
 // forwarded returns what a handler may say of an error. That others refused a call of
 // its own is no refusal of the call that it serves: that one would be made again, and
 // the handler has run; or its session would leave a server that is well, if a balancer
-// has sent it there and no proxy is between them.
-func forwarded(err error) error {
+// has sent it there and no proxy is between them. Callers outside are not told who refused.
+func (c caller) forwarded(err error) error {
 	if _, ok := session.Fenced(err); !ok {
 		return err
 	}
-	said := "a call that the handler made was refused: " + status.Convert(err).Message()
+	said := "a call that the handler made was refused"
+	if c.outside == nil {
+		said += ": " + status.Convert(err).Message()
+	}
 	return movedInfo(codes.Aborted, map[string]string{"id": "", session.PassedOnKey: "1"}, said)
 }
 
