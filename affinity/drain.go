@@ -6,6 +6,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+
+	"github.com/homing-grpc/homing/internal/session"
 )
 
 // drain is the leaving of a server, for all of its streams.
@@ -50,7 +52,7 @@ func (d *drain) serve(ss grpc.ServerStream, handler func(grpc.ServerStream) erro
 	stop := context.AfterFunc(d.over, cancel)
 	defer stop()
 	err := handler(&drainStream{ss, ctx, d})
-	if _, moved := MovedTo(err); moved || !d.left() {
+	if _, moved := MovedTo(err); moved && !session.PassedOn(err) || !d.left() {
 		return err
 	}
 	return leaving()

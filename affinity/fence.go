@@ -58,7 +58,13 @@ func (c caller) refusal(code codes.Code) error {
 	if c.stamp != nil {
 		by = c.stamp[IDHeader][0]
 	}
-	return movedInfo(code, map[string]string{"id": "", session.FencedKey: by}, refusedBy(by))
+	return refusedStatus(code, by, by)
+}
+
+// refusedStatus says that servers have refused a call, the one that goes by that id
+// this very call.
+func refusedStatus(code codes.Code, by string, all ...string) error {
+	return movedInfo(code, map[string]string{"id": "", session.FencedKey: by}, refusedBy(all...))
 }
 
 // affine reports whether an incoming call says where it belongs.
@@ -73,14 +79,19 @@ func affine(ctx context.Context) bool {
 	return false
 }
 
-// forwarded returns what a handler may say of an error. That another server refused a
-// call of its own is no refusal of the call that it serves: that one would be made
-// again, and the handler has run.
-func forwarded(err error) error {
-	if _, ok := session.Fenced(err); ok {
-		return movedStatus(codes.Aborted, "", "a call that the handler made was refused: "+status.Convert(err).Message())
+// forwarded returns what a handler may say of an error. That others refused a call of
+// its own is no refusal of the call that it serves: that one would be made again, and
+// the handler has run; or its session would leave a server that is well, if a balancer
+// has sent it there and no proxy is between them. Callers outside are not told who refused.
+func (c caller) forwarded(err error) error {
+	if _, ok := session.Fenced(err); !ok {
+		return err
 	}
-	return err
+	said := "a call that the handler made was refused"
+	if c.outside == nil {
+		said += ": " + status.Convert(err).Message()
+	}
+	return movedInfo(codes.Aborted, map[string]string{"id": "", session.PassedOnKey: "1"}, said)
 }
 
 // fencedStream is a stream with affinity, which ends when the fence falls.

@@ -499,6 +499,68 @@ func TestARefusalThatAHandlerPassesOnDoesNotRunItAgain(t *testing.T) {
 	}, stickybalancer.Config{}.ServiceConfig())
 }
 
+// refusals are errors that handlers get whose own calls were refused by storage.
+func refusals(t *testing.T) map[string]error {
+	t.Helper()
+	so := affinity.ServerOptions(affinity.WithServerID("storage"), affinity.WithFence(func() bool { return true }))
+	ctx := metadata.AppendToOutgoingContext(bg, affinity.KeyHeader, "k")
+	bare, followed := start(t, &service{}, so), start(t, &service{}, so, affinity.DialOptions()...)
+	return map[string]error{
+		"of a call":                         unaryShape.call(ctx, bare).err,
+		"of a call that was followed":       unaryShape.call(ctx, followed).err,
+		"of a call that must not go beyond": unaryShape.call(affinity.Require(bg, "storage"), followed).err,
+		"of a stream":                       bidiShape.call(ctx, bare).err,
+	}
+}
+
+func TestARefusalThatAHandlerPassesOnMovesNoSession(t *testing.T) {
+	for name, refusal := range refusals(t) {
+		t.Run(name, func(t *testing.T) {
+			inEmptyWorld(t, func(t *testing.T, w *world) {
+				w.start("a", affinity.WithServerID("a"))
+				w.start("b", affinity.WithServerID("b"))
+				w.list("a", "b")
+				s := affinity.NewSession(w.keyAt("b"))
+				m := watchMoves(s)
+				w.list("a")
+				time.Sleep(time.Minute)
+				w.reaches("a", s.Context(bg))
+				w.list("a", "b") // which is its home, and did not hold its state
+
+				w.game("a").fails(refusal)
+				ss := w.open(s.Context(bg))
+				_, err := ss.Recv()
+				require.Equal(t, codes.Aborted, status.Code(err))
+				_, err = w.call(s.Context(bg))
+				require.Equal(t, codes.Aborted, status.Code(err))
+
+				w.game("a").fails(nil)
+				w.reaches("a", s.Context(bg))
+				m.are(t)
+			}, stickybalancer.Config{}.ServiceConfig())
+		})
+	}
+}
+
+func TestARefusalThatAProxyPassesOnMakesASessionLeave(t *testing.T) {
+	for name, refusal := range refusals(t) {
+		t.Run(name, func(t *testing.T) {
+			var asked []string
+			c := start(t, &service{stream: func(ss grpc.ServerStream, reply any) error {
+				asked = metadata.ValueFromIncomingContext(ss.Context(), affinity.IDHeader)
+				_ = ss.SetHeader(metadata.Pairs(affinity.IDHeader, "storage"))
+				_ = ss.SendMsg(reply)
+				return refusal
+			}}, affinity.ServerOptions(), affinity.DialOptions()...)
+			s := affinity.NewSession("")
+			for range 2 {
+				require.Equal(t, codes.Aborted, status.Code(bidiShape.call(s.Context(bg), c).err))
+				require.Empty(t, asked, "what is not to be asked again")
+			}
+		})
+	}
+}
+
 func TestARefusalOfAStreamThatAUnaryHandlerPassesOnDoesNotRunItAgain(t *testing.T) {
 	behind := start(t, &service{}, affinity.ServerOptions(affinity.WithFence(func() bool { return true })))
 	refusal := bidiShape.call(metadata.AppendToOutgoingContext(bg, affinity.KeyHeader, "k"), behind).err

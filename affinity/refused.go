@@ -28,7 +28,7 @@ func (c *call) again(err error, cc *grpc.ClientConn, method string, do func(*cal
 			names[n] = id
 		}
 		if n == session.MostRefused || c.value != nil && c.value.Required || c.ctx.Err() != nil || slices.Contains(not, id) {
-			return movedStatus(codes.Aborted, "", refusedBy(names...))
+			return refusedStatus(codes.Aborted, "", names...)
 		}
 		if id != "" {
 			not = append(slices.Clip(not), id) // contexts have the old one
@@ -50,7 +50,7 @@ func (c *call) again(err error, cc *grpc.ClientConn, method string, do func(*cal
 	second := do(&to)
 	if by, ok := refusedHere(second); ok {
 		to.refused(by)
-		return movedStatus(codes.Aborted, "", refusedBy(to.asked))
+		return refusedStatus(codes.Aborted, "", to.asked)
 	}
 	return to.followed(err, second)
 }

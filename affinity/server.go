@@ -38,7 +38,7 @@ func UnaryServerInterceptor(opts ...ServerOption) grpc.UnaryServerInterceptor {
 			return nil, from.refusal(codes.FailedPrecondition)
 		}
 		resp, err := handler(ctx, req)
-		err = forwarded(err)
+		err = from.forwarded(err)
 		// The handler has the transport stream of gRPC itself, not one of ours
 		// that would see SendHeader: grpc.SetSendCompressor refuses any other.
 		if from.stamp != nil && (err != nil || grpc.SetHeader(ctx, from.stamp) != nil) {
@@ -59,7 +59,7 @@ func StreamServerInterceptor(opts ...ServerOption) grpc.StreamServerInterceptor 
 		if err != nil {
 			return err
 		}
-		run := func(ss grpc.ServerStream) error { return forwarded(handler(srv, ss)) }
+		run := func(ss grpc.ServerStream) error { return from.forwarded(handler(srv, ss)) }
 		serve := run
 		if d := o.drain; d != nil {
 			serve = func(ss grpc.ServerStream) error { return d.serve(ss, run) }

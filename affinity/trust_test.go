@@ -266,3 +266,20 @@ func TestARefusalDoesNotTellCallersOutsideWhoRefused(t *testing.T) {
 		require.NotContains(t, status.Convert(outside).Proto().String(), self, sh.name)
 	}
 }
+
+func TestARefusalThatAHandlerPassesOnDoesNotTellCallersOutsideWhoRefused(t *testing.T) {
+	for name, refusal := range refusals(t) {
+		t.Run(name, func(t *testing.T) {
+			c := start(t, &service{unary: func(context.Context) error { return refusal }, stream: func(grpc.ServerStream, any) error { return refusal }},
+				affinity.ServerOptions(affinity.WithTrust(byUser, affinity.Strip())))
+			for _, sh := range shapes {
+				inside := sh.call(as(t.Context(), "inside"), c).err
+				require.Equal(t, codes.Aborted, status.Code(inside), sh.name)
+				require.Contains(t, status.Convert(inside).Message(), "storage", sh.name)
+				outside := sh.call(as(t.Context(), "outside"), c).err
+				require.Equal(t, codes.Aborted, status.Code(outside), sh.name)
+				require.NotContains(t, status.Convert(outside).Proto().String(), "storage", sh.name)
+			}
+		})
+	}
+}

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -250,6 +251,26 @@ func TestRenewalsInTimeKeepTheFenceUp(t *testing.T) {
 		}
 		told(Registered)
 	})
+}
+
+// In real time, which goes on between two looks at the fence.
+func TestAFallIsToldOfHoweverSoonItComes(t *testing.T) {
+	for i := range 3000 {
+		r := &Registration{fence: NewFence(0), news: make(chan struct{}), told: newNotifier(nil)}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		r.stands(time.Now().Add(testMargin-testTTL+time.Duration(i%1000)*20*time.Nanosecond), testTTL)
+		go func() {
+			defer close(ended)
+			r.watchFence(ctx)
+		}()
+		for begun := time.Now(); r.State() != Fenced && time.Since(begun) < 5*time.Second; {
+			runtime.Gosched()
+		}
+		cancel()
+		<-ended
+		require.Equal(t, Fenced, r.State())
+	}
 }
 
 func BenchmarkFenced(b *testing.B) {

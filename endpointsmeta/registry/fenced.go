@@ -83,8 +83,9 @@ func (r *Registration) watchFence(ctx context.Context) {
 	for {
 		// It is asked under the lock of the state, so that whoever lifts it meanwhile finds
 		// the state that is to be changed.
+		var fallen bool
 		r.changeState(func(now State) State {
-			if r.fence.Fenced() {
+			if fallen = r.fence.Fenced(); fallen {
 				return Fenced
 			}
 			return now
@@ -93,8 +94,11 @@ func (r *Registration) watchFence(ctx context.Context) {
 		news := r.news // that it has fallen early, or is lifted, or nothing of the kind
 		r.mu.Unlock()
 		var falls <-chan time.Time
-		if left := r.fence.left(); left > 0 {
+		switch left := r.fence.left(); {
+		case left > 0:
 			falls = time.After(left)
+		case !fallen:
+			continue // it has fallen since it was asked
 		}
 		select {
 		case <-falls:

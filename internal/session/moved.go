@@ -14,8 +14,13 @@ const (
 	MovedDomain = "homing-grpc.github.com"
 
 	// FencedKey is in the metadata of those of a server that refuses the call itself; its
-	// value is that server's id, "" if it does not know it.
+	// value is that server's id, "" if it does not know it. It is also in those that a
+	// caller gets in the end.
 	FencedKey = "fenced"
+
+	// PassedOnKey is in the metadata of those by which a handler passes on that another
+	// server refused a call of its own; its value is "1".
+	PassedOnKey = "passed-on"
 )
 
 // Elsewhere returns the id of the server that has the state, "" if that is not known,
@@ -31,6 +36,10 @@ func Fenced(err error) (by string, ok bool) {
 	by, ok = moved(err).GetMetadata()[FencedKey]
 	return by, ok
 }
+
+// PassedOn reports whether err says that another server refused a call that the handler
+// made: that one is the server of the session only if the handler is a proxy.
+func PassedOn(err error) bool { return moved(err).GetMetadata()[PassedOnKey] != "" }
 
 func moved(err error) *errdetails.ErrorInfo {
 	if err == nil {

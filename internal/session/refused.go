@@ -8,7 +8,7 @@ const MostRefused = 3
 func (b *Binding) Refused(was *State, at *Place) {
 	for {
 		now := b.state.Load()
-		if now.place() == nil || (at == nil && now != was) || (at != nil && !now.Place.Same(at)) {
+		if now.place() == nil || (at == nil && now.since(was)) || (at != nil && !now.Place.is(at)) {
 			return
 		}
 		if b.state.CompareAndSwap(now, now.refused()) {
@@ -31,7 +31,7 @@ func (s *State) refused() *State {
 // Passes reports whether a session in this state is to pass by p, which has refused it.
 func (s *State) Passes(p *Place) bool {
 	for _, not := range s.Not {
-		if p != nil && not.Same(p) {
+		if p != nil && not.is(p) {
 			return true
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unique"
 
 	"github.com/stretchr/testify/require"
 
@@ -81,6 +82,8 @@ func TestCallsThatBeganBeforeANameWasSealedAnewStillCount(t *testing.T) {
 		"moved, a stream":   func(bd *Binding, was *State) { bd.Send(was, at, b1) },
 		"drained":           func(bd *Binding, was *State) { bd.Leave(was, nil, "drained") },
 		"drained, a stream": func(bd *Binding, was *State) { bd.Leave(was, at, "drained") },
+		"refused":           func(bd *Binding, was *State) { bd.Refused(was, nil) },
+		"refused, a stream": func(bd *Binding, was *State) { bd.Refused(was, at) },
 		"released":          func(bd *Binding, was *State) { bd.Released(was, nil, a1) },
 		"released, unnamed": func(bd *Binding, was *State) { bd.Released(was, nil, "") },
 		"released, stream":  func(bd *Binding, was *State) { bd.Released(was, at, "") },
@@ -93,6 +96,15 @@ func TestCallsThatBeganBeforeANameWasSealedAnewStillCount(t *testing.T) {
 			require.NotSame(t, now, bd.Load())
 		})
 	}
+}
+
+func TestAServerThatRefusesTwiceIsKnownByANewFormOfItsName(t *testing.T) {
+	a1, a2, b1 := sealedForms(t)
+	bd := new(Session).Bind(unique.Make("t"))
+	bd.Restore((*Place)(nil).Named(b1))
+	refusing(bd, a1)
+	require.True(t, bd.Load().Passes(NewPlace(a2, 0, -1)))
+	require.False(t, bd.Load().Passes(NewPlace(b1, 0, -1)))
 }
 
 func TestASessionThatIsSentWhereItIsStays(t *testing.T) {
