@@ -56,7 +56,7 @@ func newClient(w *world) (*client, error) {
 		conns:   make(map[string]*conn),
 	}
 	b := balancer.Get(stickybalancer.Name)
-	js, _ := json.Marshal(stickybalancer.Config{})
+	js, _ := json.Marshal(w.cfg.Policy)
 	cfg, err := b.(balancer.ConfigParser).ParseConfig(js)
 	if err != nil {
 		return nil, err

@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"time"
 
 	"google.golang.org/grpc/balancer"
 
 	"github.com/homing-grpc/homing/affinity"
+	"github.com/homing-grpc/homing/stickybalancer"
 )
 
 // nowhere is where a call went that waits or fails.
@@ -65,6 +67,14 @@ func (w *world) strays(clients []*client, want func(slot uint32, at int32) bool)
 		}
 	}
 	return n
+}
+
+// wake makes a call to each home on all clients, where those connect by the first call.
+func (w *world) wake() {
+	if w.cfg.Policy.Connect == stickybalancer.ConnectLazy {
+		w.strays(w.clients, func(uint32, int32) bool { return true })
+		pass(100 * time.Millisecond)
+	}
 }
 
 // Moves is how many moved, how many had to, and how many of the two lists are not the

@@ -63,7 +63,16 @@ func (w *world) restart(homes []int32) (int, time.Duration, error) {
 		if err := w.start(batch); err != nil {
 			return err
 		}
+		started := make(map[int32]bool, len(batch))
+		for _, s := range batch {
+			started[s.number] = true
+		}
+		pass(connectTime / 2)
+		a.ask(func(slot uint32, at int32) bool {
+			return at == homes[slot] || at == nowhere && started[homes[slot]]
+		})
 		pass(500 * time.Millisecond)
+		w.wake()
 		a.ask(func(slot uint32, at int32) bool { return at == homes[slot] })
 		return nil
 	})
@@ -89,11 +98,12 @@ func (w *world) loseZone(homes []int32) (int, time.Duration, error) {
 		}
 		return at == nowhere
 	})
-	pass(3 * time.Second)
+	w.wake()
+	pass(4 * time.Second)
 	left := a.homesAmong(isUp)
 	here := func(slot uint32, at int32) bool { return at == left[slot] }
 	a.ask(here)
-	pass(leaseTime - 5*time.Second)
+	pass(leaseTime - 6*time.Second)
 	err := inGroups(lost, leaseRate, func(group []*server) error {
 		w.expire(group)
 		pass(500 * time.Millisecond)
@@ -104,6 +114,7 @@ func (w *world) loseZone(homes []int32) (int, time.Duration, error) {
 	return a.astray, a.cost, err
 }
 
+// regainZone is who was lost, started anew.
 func (w *world) regainZone(homes []int32) (int, time.Duration, error) {
 	var back []*server
 	for _, s := range w.servers {
@@ -134,6 +145,7 @@ func (w *world) arrive(homes []int32, servers []*server) (int, time.Duration, er
 		}
 		pass(100 * time.Millisecond)
 		if n++; n%10 == 5 {
+			w.wake()
 			a.ask(func(slot uint32, at int32) bool {
 				return at == homes[slot] || at == then[slot] || at != nowhere && coming[w.servers[at]]
 			})
@@ -160,7 +172,9 @@ func (w *world) outage(homes []int32) (int, time.Duration, error) {
 		}
 	}
 	w.kill(dead)
-	pass(10 * time.Second)
+	pass(time.Second)
+	w.wake()
+	pass(9 * time.Second)
 	left := a.homesAmong(isUp)
 	here := func(slot uint32, at int32) bool { return at == left[slot] }
 	a.ask(here)
@@ -175,6 +189,7 @@ func (w *world) outage(homes []int32) (int, time.Duration, error) {
 		}
 		pass(100 * time.Millisecond)
 		if n++; n%10 == 5 {
+			w.wake()
 			a.ask(here)
 		}
 		return nil

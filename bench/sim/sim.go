@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/homing-grpc/homing/stickybalancer"
 )
 
 // Config is the size of what is played.
@@ -14,6 +16,9 @@ type Config struct {
 	Clients int // that traffic and connections are counted for
 	Keys    int // each with a session
 	Sampled int // clients that are whole
+
+	// Policy is the config that the clients have.
+	Policy stickybalancer.Config
 
 	// SlotStep has only one slot in so many asked of all clients, and on the way.
 	SlotStep int
@@ -82,10 +87,11 @@ func (w *world) play() (Result, error) {
 	}
 	pass(10 * time.Second)
 	for i, c := range w.clients {
-		if n := c.connected(); n != w.cfg.Servers {
-			return r, fmt.Errorf("client %d has %d connections to %d servers", i, n, w.cfg.Servers)
+		if n, want := c.connected(), w.unasked(); n != want {
+			return r, fmt.Errorf("client %d has %d connections at first, of %d", i, n, want)
 		}
 	}
+	w.wake()
 	homes := homesAmong(w.servers, isUp)
 	at := w.look()
 	astray := w.strays(w.clients, func(slot uint32, at int32) bool { return at == homes[slot] })
@@ -115,6 +121,7 @@ func (w *world) play() (Result, error) {
 		for _, c := range w.clients {
 			row.Longest = max(row.Longest, c.longest)
 		}
+		w.wake()
 		homesNow := homesAmong(w.servers, isUp)
 		now := w.look()
 		row.Keys = keyMoves(at, now, homes, homesNow)
@@ -131,6 +138,16 @@ func (w *world) play() (Result, error) {
 		w.log("%s: %+v", e.name, row)
 	}
 	return r, nil
+}
+
+// unasked is how many connections a client has before its first call.
+func (w *world) unasked() int {
+	switch p := w.cfg.Policy; {
+	case p.Connect != stickybalancer.ConnectLazy:
+		return w.cfg.Servers
+	default:
+		return min(p.SubsetSize, w.cfg.Servers)
+	}
 }
 
 func (w *world) log(format string, args ...any) {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"runtime"
@@ -38,11 +37,13 @@ type cc struct {
 	picker    balancer.Picker
 	wanted    []*conn
 	connected int
+	addrs     []string // of those
 }
 
 type conn struct {
 	balancer.SubConn
 	cc       *cc
+	addr     string
 	listener func(balancer.SubConnState)
 	health   func(balancer.SubConnState)
 }
@@ -58,8 +59,8 @@ func (*conn) Shutdown()                                              {}
 func (*conn) UpdateAddresses([]resolver.Address)                     {}
 func (c *conn) RegisterHealthListener(l func(balancer.SubConnState)) { c.health = l }
 
-func (c *cc) NewSubConn(_ []resolver.Address, opts balancer.NewSubConnOptions) (balancer.SubConn, error) {
-	return &conn{cc: c, listener: opts.StateListener}, nil
+func (c *cc) NewSubConn(addrs []resolver.Address, opts balancer.NewSubConnOptions) (balancer.SubConn, error) {
+	return &conn{cc: c, addr: addrs[0].Addr, listener: opts.StateListener}, nil
 }
 
 func (c *cc) UpdateState(s balancer.State) {
@@ -86,6 +87,9 @@ func (c *cc) connect() bool {
 	wanted := c.wanted
 	c.wanted = nil
 	c.connected += len(wanted)
+	for _, sc := range wanted {
+		c.addrs = append(c.addrs, sc.addr)
+	}
 	c.mu.Unlock()
 	for _, sc := range wanted {
 		sc.listener(balancer.SubConnState{ConnectivityState: connectivity.Connecting})
@@ -99,11 +103,11 @@ func (c *cc) connect() bool {
 
 // quiet connects until nothing is wanted for a while.
 func (c *cc) quiet() {
-	for idle := 0; idle < 20; idle++ {
+	for idle := 0; idle < 4; idle++ {
 		if c.connect() {
 			idle = 0
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(200 * time.Microsecond)
 	}
 }
 
@@ -124,20 +128,13 @@ func (c *cc) pick(ctx context.Context) error {
 // alone measures the policy without a network.
 func (s setup) alone(n, keys int) (conns int, u usage, err error) {
 	state := list(n, 80)
-	b := balancer.Get(stickybalancer.Name)
-	js, _ := json.Marshal(s.config)
-	cfg, err := b.(balancer.ConfigParser).ParseConfig(js)
+	before := used()
+	p, err := s.policy(state)
 	if err != nil {
 		return 0, u, err
 	}
-	before := used()
-	c := &cc{}
-	lb := b.Build(c, balancer.BuildOptions{})
-	defer lb.Close()
-	if err := lb.UpdateClientConnState(balancer.ClientConnState{ResolverState: state, BalancerConfig: cfg}); err != nil {
-		return 0, u, err
-	}
-	c.quiet()
+	c := p.cc
+	defer p.lb.Close()
 	if s.keys {
 		for i := range keys {
 			if err := c.pick(affinity.WithKey(context.Background(), fmt.Sprint("player-", i))); err != nil {

@@ -3,7 +3,7 @@
 // alone, on connections that are not there; then of channels over the loopback, to a
 // server in a process of its own that answers at as many addresses as there are servers.
 //
-//	go run ./bench/cmd/mesh [-servers 1000,10000] [-sockets 1000] [-keys 1000]
+//	go run ./bench/cmd/mesh [-servers 1000,10000] [-sockets 1000] [-fleet 1000] [-keys 1000]
 //
 // The addresses are 127.x.y.z, which all lead to this machine on Linux; elsewhere use
 // -sockets 0.
@@ -42,19 +42,20 @@ func main() {
 	sizes := flag.String("servers", "1000,10000", "how many servers there are, for the policy alone")
 	sockets := flag.Int("sockets", 1000, "how many, for channels; 0: none")
 	keys := flag.Int("keys", 1000, "how many keys calls are made by")
+	fleet := flag.Int("fleet", 1000, "how many clients of as many servers, for subsets; 0: none")
 	serves := flag.Bool("serve", false, "be the server: for this command's own use")
 	flag.Parse()
 	if *serves {
 		serve(os.Stdin, os.Stdout)
 		return
 	}
-	if err := run(*sizes, *sockets, *keys); err != nil {
+	if err := run(*sizes, *sockets, *fleet, *keys); err != nil {
 		fmt.Fprintln(os.Stderr, "mesh:", err)
 		os.Exit(1)
 	}
 }
 
-func run(sizes string, sockets, keys int) error {
+func run(sizes string, sockets, fleet, keys int) error {
 	for size := range strings.SplitSeq(sizes, ",") {
 		n, err := strconv.Atoi(size)
 		if err != nil || n < 1 {
@@ -70,6 +71,15 @@ func run(sizes string, sockets, keys int) error {
 			fmt.Printf("| %s | %d | %.2f | %d |\n", s.name, conns, u.megabytes(), u.Goroutines)
 		}
 		fmt.Println()
+	}
+	if fleet > 0 {
+		sp, err := subsets(fleet)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%d clients with subsets of %d of %d servers: %d connections, a server has %d to %d.\n"+
+			"One server of a hundred drains: %d new ones, of which %d had to be. They are back: %d connections.\n\n",
+			fleet, subset, fleet, sp.conns, sp.fewest, sp.most, sp.fresh, sp.freshNeed, sp.after)
 	}
 	if sockets == 0 {
 		return nil
