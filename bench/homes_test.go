@@ -24,6 +24,7 @@ var homeCalls = []struct {
 	}},
 	{"key-ctx", []subject{ours}, inTurn(func(k string) context.Context { return affinity.WithKey(bg, k) })},
 	{"key-ctx-new", []subject{ours}, newKeys},
+	{"key-ctx-authzed", []subject{authzed}, inTurn(authzedKey)},
 	{"key-metadata", []subject{ringHash, ringHash64k, ours}, inTurn(keyHeader)},
 }
 
@@ -89,11 +90,11 @@ func BenchmarkHomeParallel(b *testing.B) {
 }
 
 func eachHome(b *testing.B, run func(b *testing.B, p balancer.Picker, caller func() func() balancer.PickInfo)) {
-	for _, n := range []int{3, 100, 1000, 10_000} {
+	for _, n := range sizes {
 		for _, c := range homeCalls {
 			for _, s := range c.subjects {
-				if n > 1000 && s != ours {
-					continue // a minute to bring up
+				if !s.affords(n) || s == authzed && n > 100 {
+					continue
 				}
 				b.Run(fmt.Sprintf("n=%d/call=%s/policy=%s", n, c.call, s.label), func(b *testing.B) {
 					p, _ := warm(b, s, n).channel.newest()

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/balancer/leastrequest"
 	_ "google.golang.org/grpc/balancer/ringhash"
 	"google.golang.org/grpc/balancer/roundrobin"
 	"google.golang.org/grpc/balancer/weightedroundrobin"
@@ -36,6 +37,15 @@ type channel struct {
 	published int
 	conns     []*conn
 	wanted    []*conn // to be connected, in the order of the asking
+
+	// old hears of connections made without a listener, as gRPC has it.
+	old func(balancer.SubConn, balancer.SubConnState)
+
+	// atOnce makes a connection READY when the next one is asked for, while the policy
+	// is still at its list: it may then publish once, where n pickers of n endpoints
+	// would take minutes.
+	atOnce bool
+	early  int // how many were
 }
 
 // conn is a connection that is made when the benchmark says so.
@@ -64,6 +74,9 @@ func (c *channel) NewSubConn(addrs []resolver.Address, opts balancer.NewSubConnO
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	sc := &conn{channel: c, addr: addrs[0].Addr, listener: opts.StateListener}
+	if sc.listener == nil {
+		sc.listener = func(s balancer.SubConnState) { c.old(sc, s) }
+	}
 	c.conns = append(c.conns, sc)
 	return sc, nil
 }
@@ -76,6 +89,9 @@ func (c *channel) UpdateState(s balancer.State) {
 }
 
 func (c *conn) Connect() {
+	if c.channel.atOnce {
+		c.channel.early += c.channel.connect()
+	}
 	c.channel.mu.Lock()
 	defer c.channel.mu.Unlock()
 	c.channel.wanted = append(c.channel.wanted, c)
@@ -133,6 +149,7 @@ type subject struct {
 var (
 	roundRobin    = subject{"round_robin", roundrobin.Name, `{}`}
 	weightedRobin = subject{"weighted_round_robin", weightedroundrobin.Name, `{}`}
+	leastRequest  = subject{"least_request", leastrequest.Name, `{}`}
 	ringHash      = subject{"ring_hash", "ring_hash_experimental", `{"requestHashHeader": "affinity-key"}`}
 	ringHash64k   = subject{"ring_hash-64k", "ring_hash_experimental", `{"requestHashHeader": "affinity-key", "minRingSize": 65536, "maxRingSize": 65536}`}
 	theRecipe     = subject{"recipe", recipeName, ``}
@@ -177,6 +194,9 @@ func (s subject) start(tb testing.TB) *rig {
 		}
 	}
 	r.lb = b.Build(r.channel, balancer.BuildOptions{})
+	r.channel.old = r.lb.(interface {
+		UpdateSubConnState(balancer.SubConn, balancer.SubConnState)
+	}).UpdateSubConnState
 	return r
 }
 
@@ -186,13 +206,20 @@ func (r *rig) update(tb testing.TB, s resolver.State) {
 	}
 }
 
+// bringUp lists endpoints and connects them, and returns how many are READY.
+func (r *rig) bringUp(tb testing.TB, s resolver.State) int {
+	r.channel.atOnce = true
+	r.update(tb, s)
+	r.channel.atOnce = false
+	return r.channel.early + r.channel.connect()
+}
+
 // ready brings up a policy with all of its n endpoints READY.
 func (s subject) ready(tb testing.TB, n int) *rig {
 	tb.Helper()
 	r := s.start(tb)
 	r.state = list(n)
-	r.update(tb, r.state)
-	up := r.channel.connect()
+	up := r.bringUp(tb, r.state)
 	if s.policy == ringHash.policy { // connects what is picked, and asks for it in a goroutine
 		for i := 0; up < n && i < 1000*n; i++ {
 			p, _ := r.channel.newest()
@@ -233,6 +260,15 @@ func idHeader(id string) context.Context {
 func keyHeader(key string) context.Context {
 	return metadata.AppendToOutgoingContext(context.Background(), affinity.KeyHeader, key)
 }
+
+// deep is ctx as gRPC hands it to a picker: a cancel and values of its own on top.
+func deep(ctx context.Context) context.Context {
+	ctx, cancel := context.WithCancel(ctx)
+	_ = cancel // it lives as long as the program
+	return context.WithValue(ctx, deepKey{}, 1)
+}
+
+type deepKey struct{}
 
 // among adds the headers that a call of a real program carries.
 func among(ctx context.Context) context.Context {

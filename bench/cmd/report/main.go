@@ -1,0 +1,60 @@
+// Command report measures homing beside its rivals, and writes bench/RESULTS.md: first
+// what each budget allows and what was measured, then tables, then plots. With -check it
+// compares only, with margins that noise stays within.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+)
+
+func main() {
+	count := flag.Int("count", 6, "repetitions, each in a process of its own")
+	benchtime := flag.String("benchtime", "100ms", "how long each benchmark runs in a repetition")
+	quick := flag.Bool("quick", false, "only what budgets read")
+	checkOnly := flag.Bool("check", false, "write nothing; fail when a budget is missed by far")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, *count, *benchtime, *quick, *checkOnly); err != nil {
+		fmt.Fprintln(os.Stderr, "report:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, count int, benchtime string, quick, checkOnly bool) error {
+	out, err := exec.CommandContext(ctx, "go", "list", "-f", "{{.Dir}}", "github.com/homing-grpc/homing/bench").Output()
+	if err != nil {
+		return fmt.Errorf("no package bench: %w", err)
+	}
+	dir := strings.TrimSpace(string(out))
+	patterns := budgeted
+	if !quick && !checkOnly {
+		patterns = []string{"."}
+	}
+	if checkOnly {
+		count, benchtime = 3, "20ms"
+	}
+	s, raw, err := measure(ctx, dir, patterns, count, benchtime)
+	if err != nil {
+		return err
+	}
+	if checkOnly {
+		if !check(os.Stdout, s, budgets()) {
+			return fmt.Errorf("a budget is missed by far: if it should be, say so in budgets.go")
+		}
+		fmt.Println("every budget is within the check's bounds")
+		return nil
+	}
+	if err := writePlots(filepath.Join(dir, "plots"), s); err != nil {
+		return err
+	}
+	r := report{samples: s, budgets: budgets(), count: count, benchtime: benchtime, quick: quick, tables: tables(ctx, dir, raw)}
+	return os.WriteFile(filepath.Join(dir, "RESULTS.md"), []byte(r.markdown()), 0o644)
+}
