@@ -81,6 +81,15 @@ func newClient(w *world) (*client, error) {
 	return c, err
 }
 
+// took returns how many lists it has taken in, and the most that one since the last
+// question took.
+func (c *client) took() (lists int, longest time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	longest, c.longest = c.longest, 0
+	return c.lists, longest
+}
+
 func (c *client) close() {
 	c.resolver.Close()
 	c.end()
@@ -139,8 +148,11 @@ func (l lists) UpdateState(s resolver.State) error {
 		defer runtime.UnlockOSThread()
 		began := threadTime()
 		err := c.lb.UpdateClientConnState(balancer.ClientConnState{ResolverState: s, BalancerConfig: c.cfg})
-		c.longest = max(c.longest, threadTime()-began)
+		took := threadTime() - began
+		c.mu.Lock()
+		c.longest = max(c.longest, took)
 		c.lists++
+		c.mu.Unlock()
 		done <- err
 	})
 	return <-done

@@ -24,9 +24,9 @@ type conn struct {
 	listener func(balancer.SubConnState)
 	health   func(balancer.SubConnState)
 
-	// Only the client's serve touches these.
-	state  connectivity.State
-	failed int // in a row
+	// Only the client's serve changes these.
+	state  connectivity.State // under client.mu
+	failed int                // in a row
 	shut   bool
 }
 
@@ -123,7 +123,9 @@ func (sc *conn) lost() {
 }
 
 func (sc *conn) is(s connectivity.State, err error) {
+	sc.client.mu.Lock()
 	sc.state = s
+	sc.client.mu.Unlock()
 	sc.listener(balancer.SubConnState{ConnectivityState: s, ConnectionError: err})
 }
 

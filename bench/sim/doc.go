@@ -10,7 +10,7 @@
 //
 // # What is sampled
 //
-// Ten thousand policies of ten thousand servers each would take 200 GB. So a few clients
+// Ten thousand policies of ten thousand servers each would take 270 GB. So a few clients
 // are whole, each with its own watch, list order, seed and moment of each change. Every
 // key is asked of one of them, in turn; and on all of them one key of every slot is asked,
 // of which there are 2^18 however many keys there are: the home of a key is the home of

@@ -120,8 +120,14 @@ func (t traffic) since(o traffic) traffic {
 // connection is one client's to etcd.
 type connection struct {
 	clientv3.KV
-	etcd *etcd
-	traffic
+	etcd    *etcd
+	traffic // guarded by etcd.mu
+}
+
+func (c *connection) soFar() traffic {
+	c.etcd.mu.Lock()
+	defer c.etcd.mu.Unlock()
+	return c.traffic
 }
 
 // Get implements [clientv3.KV]. An etcd that is away lets it wait.

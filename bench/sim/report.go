@@ -24,7 +24,7 @@ func (r Result) Print(out io.Writer) {
 	}
 
 	fmt.Fprintln(out)
-	t.head("event", "keys, busiest/mean", "then", "sessions, then", "lists", "longest list, CPU", "CPU of a client")
+	t.head("event", "keys, busiest/mean", "then", "sessions, then", "lists", "longest list, CPU", "CPU of a client, with shared tables")
 	for _, row := range r.Rows {
 		t.row(row.Event, fmt.Sprintf("%.2f", row.Before), fmt.Sprintf("%.2f", row.After), fmt.Sprintf("%.2f", row.SessionsAfter),
 			thousands(row.Lists), milliseconds(row.Longest), milliseconds(row.CPU))

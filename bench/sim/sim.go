@@ -97,29 +97,33 @@ func (w *world) play() (Result, error) {
 	astray := w.strays(w.clients, func(slot uint32, at int32) bool { return at == homes[slot] })
 	w.log("all is up; %d of %d slots astray", astray, len(w.probes)*len(w.clients))
 
-	before := w.clients[0].etcd.traffic
+	before := w.clients[0].etcd.soFar()
 	pass(10 * time.Minute)
-	r.Idle = w.clients[0].etcd.since(before)
+	r.Idle = w.clients[0].etcd.soFar().since(before)
 	for i, e := range events {
 		row := Row{Event: e.name, Before: busiest(at.keys, w.servers)}
 		if i == 0 {
 			row.Astray = astray
 		}
 		c := w.clients[0]
+		lists, _ := c.took()
 		for _, c := range w.clients {
-			c.longest = 0
+			c.took()
 		}
-		traffic, lists, cpu := c.etcd.traffic, c.lists, processTime()
+		traffic, cpu := c.etcd.soFar(), processTime()
 		onWay, cost, err := e.play(w, homes)
 		if err != nil {
 			return r, fmt.Errorf("%s: %w", e.name, err)
 		}
 		row.Astray += onWay
 		row.CPU = (processTime() - cpu - cost) / time.Duration(len(w.clients))
-		did := c.etcd.since(traffic)
-		row.Lists, row.Events, row.WatchBytes, row.ListBytes, row.Looked = c.lists-lists, did.events, did.watchBytes, did.listBytes, did.lookBytes
-		for _, c := range w.clients {
-			row.Longest = max(row.Longest, c.longest)
+		did := c.etcd.soFar().since(traffic)
+		row.Events, row.WatchBytes, row.ListBytes, row.Looked = did.events, did.watchBytes, did.listBytes, did.lookBytes
+		for i, c := range w.clients {
+			n, longest := c.took()
+			if row.Longest = max(row.Longest, longest); i == 0 {
+				row.Lists = n - lists
+			}
 		}
 		w.wake()
 		homesNow := homesAmong(w.servers, isUp)

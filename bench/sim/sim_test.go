@@ -14,7 +14,7 @@ func TestNothingMovesWithoutNeed(t *testing.T) {
 		"LAZY, with a subset": {Connect: stickybalancer.ConnectLazy, SubsetSize: 5},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := Run(t, Config{Servers: 60, Clients: 60, Keys: 20_000, Sampled: 3, SlotStep: 64, Policy: policy, Log: t.Output()})
+			r := Run(t, Config{Servers: 30, Clients: 30, Keys: 10_000, Sampled: 3, SlotStep: 128, Policy: policy, Log: t.Output()})
 			if len(r.Rows) != len(events) {
 				t.Fatalf("%d rows of %d", len(r.Rows), len(events))
 			}

@@ -3,7 +3,7 @@
 // what moved, what had to, and what it cost, and exits with status 1 if anything moved
 // without need.
 //
-//	go run ./bench/cmd/sim [-servers 1000] [-clients 1000] [-keys 1000000]
+//	go run ./bench/cmd/sim [-servers 1000] [-clients 1000] [-keys 1000000] [-connect LAZY -subset 20]
 //
 // What is real and what is not is in the doc of package bench/sim.
 package main
@@ -23,6 +23,8 @@ func main() {
 	flag.IntVar(&cfg.Clients, "clients", 1000, "how many clients traffic and connections are counted for")
 	flag.IntVar(&cfg.Keys, "keys", 1_000_000, "how many keys there are, each with a session")
 	flag.IntVar(&cfg.Sampled, "sampled", 20, "how many of the clients are whole")
+	flag.StringVar(&cfg.Policy.Connect, "connect", "EAGER", `"connect" of the clients' config, "EAGER" or "LAZY"`)
+	flag.IntVar(&cfg.Policy.SubsetSize, "subset", 0, `"subsetSize" of it`)
 	quiet := flag.Bool("quiet", false, "print the tables only")
 	flag.Parse()
 	if *quiet {
