@@ -20,9 +20,9 @@ func tables(ctx context.Context, dir string, raw []byte) (md string) {
 		return ""
 	}
 	for _, t := range []struct{ title, col, filter string }{
-		{"Policies", "/policy", "/policy:*"},
-		{"Ways to find a home", "/way", "/way:*"},
-		{"Whole RPCs", "/setup", "/setup:*"},
+		{"Policies", "/policy", "/policy:/./"},
+		{"Ways to find a home", "/way", "/way:/./"},
+		{"Whole RPCs", "/setup", "/setup:/./"},
 		{"Whole RPCs in turn", ".config", ".name:RPCInTurn"},
 	} {
 		cmd := exec.CommandContext(ctx, "go", "tool", "benchstat", "-col", t.col, "-filter", t.filter, f.Name())
