@@ -56,8 +56,10 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 			h.Not = v.Not
 		}
 		h.Derive()
-		if c := p.quickByHeaders(&h); c != nil && (v == nil || v.Route == nil) {
-			return balancer.PickResult{SubConn: c.SubConn}, nil
+		if v == nil || v.Route == nil { // it takes a turn: who is to be told of must not come here
+			if c := p.quickByHeaders(&h); c != nil {
+				return balancer.PickResult{SubConn: c.SubConn}, nil
+			}
 		}
 		named = &h
 	}
