@@ -10,14 +10,29 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/homing-grpc/homing/internal/callctx"
 	"github.com/homing-grpc/homing/internal/session"
 )
 
+// A Fence knows what a server may still serve that may be out of the registry. That of
+// package registry does; another one may know more. Its methods are called for calls and
+// messages of streams with affinity, concurrently, and must not block.
+type Fence interface {
+	// Absent reports whether the server may be gone from the lists of some clients. It
+	// keeps its sessions, and takes none of another server: those clients choose a third.
+	Absent() bool
+
+	// Fenced reports whether clients may have let go of the server, so that it must not
+	// serve its sessions either.
+	Fenced() bool
+}
+
 // WithFence makes a server refuse calls with affinity, those that come with an
-// [IDHeader] or a [KeyHeader], while fenced says so: it has been cut off from the
-// registry for so long that its clients may go elsewhere, and must not be a second
-// server of their sessions. [registry.Fence] knows; another function may know more.
-// Calls without affinity go through.
+// [IDHeader] or a [KeyHeader], while fence says that it is Fenced: it has been cut off
+// from the registry for so long that its clients may go elsewhere, and must not be a
+// second server of their sessions. While it is Absent it refuses those that another
+// server has refused, which come with an "affinity-refused" header from the balancer of
+// this module. Calls without affinity go through.
 //
 // A unary call is refused before the handler runs, with code FailedPrecondition. A
 // stream is refused with code Aborted when it is opened, when its handler is about to
@@ -37,18 +52,19 @@ import (
 // through. The others do if the server has [WithServerID] with the id that it is
 // registered under, which also lets errors name it.
 //
-// fenced is called for every call and for every message of streams with affinity,
-// concurrently; it must not block. The default, and a nil fenced, is never. Used twice,
-// the last holds.
-//
-// [registry.Fence]: https://pkg.go.dev/github.com/homing-grpc/homing/endpointsmeta/registry#Fence
-func WithFence(fenced func() bool) ServerOption {
-	return serverOptionFunc(func(o *serverOptions) { o.fenced = fenced })
+// The default, and a nil fence, is to refuse nothing. Used twice, the last holds.
+func WithFence(fence Fence) ServerOption {
+	return serverOptionFunc(func(o *serverOptions) { o.fence = fence })
 }
 
 // refuses reports whether the call is to be refused.
 func (o *serverOptions) refuses(ctx context.Context) bool {
-	return o.fenced != nil && o.fenced() && affine(ctx)
+	return o.fence != nil && affine(ctx) && o.shuts(ctx)
+}
+
+// shuts reports whether the fence shuts out a call with affinity.
+func (o *serverOptions) shuts(ctx context.Context) bool {
+	return o.fence.Fenced() || len(metadata.ValueFromIncomingContext(ctx, callctx.RefusedHeader)) > 0 && o.fence.Absent()
 }
 
 // refusal is what the client of a call that is refused gets. It names the server as
@@ -97,15 +113,15 @@ func (c caller) forwarded(err error) error {
 // fencedStream is a stream with affinity, which ends when the fence falls.
 type fencedStream struct {
 	grpc.ServerStream
-	server  *serverOptions
+	fence   Fence
 	from    caller
 	refused atomic.Bool
 }
 
-// fence runs the handler on a stream with affinity.
-func (o *serverOptions) fence(from caller, ss grpc.ServerStream, handler func(grpc.ServerStream) error) error {
-	s := &fencedStream{ServerStream: ss, server: o, from: from}
-	if s.refuses() {
+// behindFence runs the handler on a stream with affinity.
+func (o *serverOptions) behindFence(ctx context.Context, from caller, ss grpc.ServerStream, handler func(grpc.ServerStream) error) error {
+	s := &fencedStream{ServerStream: ss, fence: o.fence, from: from}
+	if o.shuts(ctx) {
 		return from.refusal(codes.Aborted)
 	}
 	err := handler(s)
@@ -121,7 +137,7 @@ func (s *fencedStream) refuses() bool {
 	if s.refused.Load() {
 		return true
 	}
-	if !s.server.fenced() {
+	if !s.fence.Fenced() {
 		return false
 	}
 	s.refused.Store(true)

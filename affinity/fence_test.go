@@ -3,7 +3,9 @@ package affinity_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -21,16 +23,40 @@ import (
 	"github.com/homing-grpc/homing/stickybalancer"
 )
 
+// funcFence is a fence that never is but absent, if at all.
+type funcFence func() bool
+
+func (f funcFence) Fenced() bool { return f() }
+func (f funcFence) Absent() bool { return f() }
+
+var alwaysFenced = funcFence(func() bool { return true })
+
+// fence is one that stands, but for what is stored.
+type fence struct{ fenced, absent atomic.Bool }
+
+func (f *fence) Fenced() bool { return f.fenced.Load() }
+func (f *fence) Absent() bool { return f.fenced.Load() || f.absent.Load() }
+
 // fences are those of servers, by their names.
-type fences map[string]*atomic.Bool
+type fences map[string]*fence
 
 // fall makes exactly these servers fenced.
 func (f fences) fall(names ...string) {
-	for _, fallen := range f {
-		fallen.Store(false)
+	for _, fence := range f {
+		fence.fenced.Store(false)
 	}
 	for _, name := range names {
-		f[name].Store(true)
+		f[name].fenced.Store(true)
+	}
+}
+
+// absent makes exactly these servers absent.
+func (f fences) absent(names ...string) {
+	for _, fence := range f {
+		fence.absent.Store(false)
+	}
+	for _, name := range names {
+		f[name].absent.Store(true)
 	}
 }
 
@@ -47,8 +73,8 @@ func inFencesOf(t *testing.T, f func(t *testing.T, w *world, fences fences), opt
 	inEmptyWorld(t, func(t *testing.T, w *world) {
 		all := fences{}
 		for _, name := range []string{"a", "b", "c", "d", "e"} {
-			all[name] = new(atomic.Bool)
-			w.start(name, append(opts(name), affinity.WithFence(all[name].Load))...)
+			all[name] = new(fence)
+			w.start(name, append(opts(name), affinity.WithFence(all[name]))...)
 		}
 		w.list("a", "b", "c", "d", "e")
 		f(t, w, all)
@@ -82,7 +108,7 @@ func TestAFencedServerRefusesCallsWithAffinityBeforeTheHandlerRuns(t *testing.T)
 			t.Run(sh.name+" with "+header, func(t *testing.T) {
 				ran := 0
 				c := start(t, watch(func(context.Context) { ran++ }),
-					affinity.ServerOptions(affinity.WithServerID("game-1"), affinity.WithFence(func() bool { return true })))
+					affinity.ServerOptions(affinity.WithServerID("game-1"), affinity.WithFence(alwaysFenced)))
 				got := sh.call(metadata.AppendToOutgoingContext(bg, header, "x"), c)
 				want := codes.Aborted
 				if sh.name == unaryShape.name {
@@ -98,7 +124,7 @@ func TestAFencedServerRefusesCallsWithAffinityBeforeTheHandlerRuns(t *testing.T)
 func TestAFencedServerServesCallsWithoutAffinity(t *testing.T) {
 	for _, sh := range shapes {
 		t.Run(sh.name, func(t *testing.T) {
-			c := start(t, &service{}, affinity.ServerOptions(affinity.WithFence(func() bool { return true })))
+			c := start(t, &service{}, affinity.ServerOptions(affinity.WithFence(alwaysFenced)))
 			require.NoError(t, sh.call(bg, c).err)
 			empty := metadata.AppendToOutgoingContext(bg, affinity.IDHeader, "", affinity.KeyHeader, "")
 			require.NoError(t, sh.call(empty, c).err, "an empty header is none")
@@ -107,10 +133,10 @@ func TestAFencedServerServesCallsWithoutAffinity(t *testing.T) {
 }
 
 func TestAServerWhoseFenceStandsServesCallsWithAffinity(t *testing.T) {
-	for name, fenced := range map[string]func() bool{"open": func() bool { return false }, "nil": nil} {
+	for name, fence := range map[string]affinity.Fence{"open": new(fence), "nil": nil} {
 		for _, sh := range shapes {
 			t.Run(sh.name+", "+name, func(t *testing.T) {
-				c := start(t, &service{}, affinity.ServerOptions(affinity.WithFence(fenced)))
+				c := start(t, &service{}, affinity.ServerOptions(affinity.WithFence(fence)))
 				require.NoError(t, sh.call(metadata.AppendToOutgoingContext(bg, affinity.KeyHeader, "x"), c).err)
 			})
 		}
@@ -254,6 +280,102 @@ func TestCallsOfARefusedSessionThatAreMadeAtOnceMeet(t *testing.T) {
 	})
 }
 
+func TestAnAbsentServerServesItsSessions(t *testing.T) {
+	inFences(t, func(t *testing.T, w *world, fences fences) {
+		s, m := w.sessionAt("a")
+		key := w.keyAt("a")
+		fences.absent("a")
+		w.reaches("a", s.Context(bg))
+		w.reaches("a", affinity.With(bg, "a"))
+		w.reaches("a", affinity.WithKey(bg, key))
+		require.NoError(t, w.open(affinity.WithKey(bg, key)).CloseSend())
+		m.are(t)
+	})
+}
+
+func TestAnAbsentServerTakesNothingThatAnotherHasRefused(t *testing.T) {
+	inFences(t, func(t *testing.T, w *world, fences fences) {
+		s, m := w.sessionAt("a")
+		before := w.game("b").served() + w.game("c").served()
+		fences.fall("a")
+		fences.absent("b", "c")
+		for i := range 20 {
+			for _, ctx := range []context.Context{
+				affinity.With(bg, "a"), affinity.With(affinity.WithKey(bg, fmt.Sprint(i)), "a"),
+				metadata.AppendToOutgoingContext(bg, affinity.IDHeader, "a", affinity.KeyHeader, fmt.Sprint(i)),
+			} {
+				got, err := w.call(ctx)
+				require.NoError(t, err)
+				require.Contains(t, []string{"d", "e"}, got)
+			}
+		}
+		var calls sync.WaitGroup
+		for range 20 {
+			calls.Go(func() { _, _ = w.call(s.Context(bg)) })
+		}
+		calls.Wait()
+		require.Contains(t, []string{"d", "e"}, s.ID(worldTarget))
+		require.Equal(t, before, w.game("b").served()+w.game("c").served())
+		m.are(t, "a "+s.ID(worldTarget)+" moved")
+	})
+}
+
+func TestAnAbsentServerTakesNoStreamThatAnotherHasRefused(t *testing.T) {
+	inFences(t, func(t *testing.T, w *world, fences fences) {
+		s, _ := w.sessionAt("a")
+		fences.fall("a")
+		fences.absent("b", "c")
+		for range 3 {
+			_, _ = w.open(s.Context(bg)).Recv()
+		}
+		ss := w.open(s.Context(bg))
+		_, err := ss.Header()
+		require.NoError(t, err)
+		require.Contains(t, []string{"d", "e"}, s.ID(worldTarget))
+	})
+}
+
+func TestCallsOfARefusedSessionSayUntilItHasArrivedThatItWasRefused(t *testing.T) {
+	inFences(t, func(t *testing.T, w *world, fences fences) {
+		s, _ := w.sessionAt("a")
+		fences.fall("a")
+		answer := make(chan struct{})
+		var mu sync.Mutex
+		var said []string
+		for _, name := range []string{"b", "c", "d", "e"} {
+			w.game(name).onUnary(func(ctx context.Context, _ *testpb.SimpleRequest) error {
+				mu.Lock()
+				said = append(said, strings.Join(metadata.ValueFromIncomingContext(ctx, "affinity-refused"), ","))
+				mu.Unlock()
+				<-answer
+				return nil
+			})
+		}
+		var calls sync.WaitGroup
+		for range 3 {
+			calls.Go(func() { _, _ = w.call(s.Context(bg)) })
+			synctest.Wait()
+		}
+		close(answer)
+		calls.Wait()
+		_, err := w.call(s.Context(bg))
+		require.NoError(t, err)
+		require.Equal(t, []string{"1", "1", "1", ""}, said)
+	})
+}
+
+func TestAnAbsentServerTakesWhatItsHolderSendsThere(t *testing.T) {
+	inFences(t, func(t *testing.T, w *world, fences fences) {
+		s, _ := w.sessionAt("a")
+		fences.fall("a")
+		for _, name := range []string{"b", "c", "d"} {
+			w.game(name).fails(affinity.Moved("e"))
+		}
+		fences.absent("e")
+		w.reaches("e", s.Context(bg))
+	})
+}
+
 func TestANewSessionThatIsRefusedHasNotMoved(t *testing.T) {
 	inFences(t, func(t *testing.T, w *world, fences fences) {
 		s := affinity.NewSession(w.keyAt("a"))
@@ -342,10 +464,10 @@ func TestARefusedCallFollowsMoved(t *testing.T) {
 func TestARefusedCallStaysWithinItsFirstDeadline(t *testing.T) {
 	config := `{"loadBalancingConfig":[{"custom_round_robin":{}}],"methodConfig":[{"name":[{}],"timeout":"2s"}]}`
 	inEmptyWorld(t, func(t *testing.T, w *world) {
-		w.start("a", affinity.WithServerID("a"), affinity.WithFence(func() bool {
+		w.start("a", affinity.WithServerID("a"), affinity.WithFence(funcFence(func() bool {
 			time.Sleep(time.Second)
 			return true
-		}))
+		})))
 		w.start("b").onUnary(func(ctx context.Context, _ *testpb.SimpleRequest) error {
 			<-ctx.Done()
 			return ctx.Err()
@@ -482,7 +604,7 @@ func TestARefusalThatAHandlerPassesOnDoesNotRunItAgain(t *testing.T) {
 		w.start("a", affinity.WithServerID("a"))
 		w.start("b", affinity.WithServerID("b"))
 		w.list("a", "b")
-		behind := start(t, &service{}, affinity.ServerOptions(affinity.WithServerID("storage"), affinity.WithFence(func() bool { return true })))
+		behind := start(t, &service{}, affinity.ServerOptions(affinity.WithServerID("storage"), affinity.WithFence(alwaysFenced)))
 		_, refusal := behind.UnaryCall(metadata.AppendToOutgoingContext(bg, affinity.KeyHeader, "k"), &testpb.SimpleRequest{})
 		require.Equal(t, codes.FailedPrecondition, status.Code(refusal))
 		w.game("a").fails(refusal)
@@ -502,7 +624,7 @@ func TestARefusalThatAHandlerPassesOnDoesNotRunItAgain(t *testing.T) {
 // refusals are errors that handlers get whose own calls were refused by storage.
 func refusals(t *testing.T) map[string]error {
 	t.Helper()
-	so := affinity.ServerOptions(affinity.WithServerID("storage"), affinity.WithFence(func() bool { return true }))
+	so := affinity.ServerOptions(affinity.WithServerID("storage"), affinity.WithFence(alwaysFenced))
 	ctx := metadata.AppendToOutgoingContext(bg, affinity.KeyHeader, "k")
 	bare, followed := start(t, &service{}, so), start(t, &service{}, so, affinity.DialOptions()...)
 	return map[string]error{
@@ -562,7 +684,7 @@ func TestARefusalThatAProxyPassesOnMakesASessionLeave(t *testing.T) {
 }
 
 func TestARefusalOfAStreamThatAUnaryHandlerPassesOnDoesNotRunItAgain(t *testing.T) {
-	behind := start(t, &service{}, affinity.ServerOptions(affinity.WithFence(func() bool { return true })))
+	behind := start(t, &service{}, affinity.ServerOptions(affinity.WithFence(alwaysFenced)))
 	refusal := bidiShape.call(metadata.AppendToOutgoingContext(bg, affinity.KeyHeader, "k"), behind).err
 	require.Equal(t, codes.Aborted, status.Code(refusal))
 	ran := 0

@@ -69,7 +69,7 @@ type serverOptions struct {
 	trust *trust      // nil if all callers are trusted
 	err   error       // the answer to every call, nil if the options are sound
 
-	fenced func() bool // nil if calls are never refused
+	fence Fence // nil if calls are never refused
 }
 
 type serverOptionFunc func(*serverOptions)

@@ -64,9 +64,9 @@ func StreamServerInterceptor(opts ...ServerOption) grpc.StreamServerInterceptor 
 		if d := o.drain; d != nil {
 			serve = func(ss grpc.ServerStream) error { return d.serve(ss, run) }
 		}
-		if o.fenced != nil && affine(ctx) {
+		if o.fence != nil && affine(ctx) {
 			unfenced := serve
-			serve = func(ss grpc.ServerStream) error { return o.fence(from, ss, unfenced) }
+			serve = func(ss grpc.ServerStream) error { return o.behindFence(ctx, from, ss, unfenced) }
 		}
 		if from.stamp == nil {
 			if ctx != old {

@@ -32,7 +32,7 @@ type room struct {
 	testpb.UnimplementedTestServiceServer
 	id      string
 	movedTo string // where the state of all its rooms is now, "" if here
-	fenced  func() bool
+	fence   affinity.Fence
 }
 
 func (r *room) UnaryCall(context.Context, *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
@@ -58,7 +58,7 @@ func serveRooms(rooms []*room, opts ...affinity.ServerOption) (*grpc.ClientConn,
 	for _, r := range rooms {
 		lis := bufconn.Listen(1 << 16)
 		listeners[r.id] = lis
-		srv := grpc.NewServer(affinity.ServerOptions(append(opts, affinity.WithServerID(r.id), affinity.WithFence(r.fenced))...)...)
+		srv := grpc.NewServer(affinity.ServerOptions(append(opts, affinity.WithServerID(r.id), affinity.WithFence(r.fence))...)...)
 		testpb.RegisterTestServiceServer(srv, r)
 		go srv.Serve(lis)
 		stops = append(stops, srv.Stop)
@@ -163,7 +163,7 @@ func ExampleMoved() {
 // by now. Callers see nothing of it.
 func ExampleWithFence() {
 	fence := registry.NewFence(0) // goes to registry.Serve, by registry.WithFence
-	conn, stop := serveRooms([]*room{{id: "game-1", fenced: fence.Fenced}, {id: "game-2"}})
+	conn, stop := serveRooms([]*room{{id: "game-1", fence: fence}, {id: "game-2"}})
 	defer stop()
 	client := testpb.NewTestServiceClient(conn)
 

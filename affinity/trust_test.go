@@ -256,7 +256,7 @@ func TestARefusalDoesNotTellCallersOutsideWhoRefused(t *testing.T) {
 	sealed, err := seal.SealID(self, "outside")
 	require.NoError(t, err)
 	c := start(t, &service{}, affinity.ServerOptions(affinity.WithServerID(self),
-		affinity.WithFence(func() bool { return true }), affinity.WithTrust(byUser, affinity.Sealed(seal, user))))
+		affinity.WithFence(alwaysFenced), affinity.WithTrust(byUser, affinity.Sealed(seal, user))))
 	for _, sh := range shapes {
 		inside := sh.call(as(t.Context(), "inside", affinity.IDHeader, self), c).err
 		require.Contains(t, status.Convert(inside).Proto().String(), self, sh.name)

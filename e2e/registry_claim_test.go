@@ -94,6 +94,9 @@ func TestAStartAfterEtcdWasWipedIsAnotherIncarnation(t *testing.T) {
 		require.False(t, before[reg.Meta().Incarnation], reg.Meta().Incarnation)
 		before[reg.Meta().Incarnation] = true
 		e.stop()
+		ctx, cancel := context.WithTimeout(bg, 10*time.Millisecond)
+		_ = reg.Close(ctx) // it is gone, and cannot say so
+		cancel()
 		e.wipe()
 		e.start()
 	}

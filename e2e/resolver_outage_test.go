@@ -8,7 +8,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/homing-grpc/homing/endpointsmeta/registry"
-	"github.com/homing-grpc/homing/stickybalancer"
 )
 
 // Fact 4, the worse half: an etcd that was wiped and has since written as much as
@@ -17,16 +16,7 @@ import (
 // that, and what died stays for good.
 func TestAWipedEtcdThatHasGrownAgainIsNoticed(t *testing.T) {
 	e := startEtcd(t)
-	cli := e.newClient()
-	gone := register(t, cli, startServer(t, "gone"), registry.WithTTL(shortTTL))
-	c := newChannel(t, cli, stickybalancer.Config{AbsentGrace: -1})
-	c.sees("gone")
-	e.stop()
-	ctx, cancel := context.WithTimeout(bg, 10*time.Millisecond)
-	defer cancel()
-	gone.Close(ctx)
-	e.wipe()
-	e.start()
+	_, c := e.wiped(t, 0)
 	direct := e.newClient()
 	register(t, direct, startServer(t, "new"))
 	for range 100 { // as a busy cluster does before anybody looks

@@ -130,20 +130,7 @@ func TestACompactionUnderAnIdleWatchIsSurvived(t *testing.T) {
 // Fact 4: the official watch waits in silence for a revision that never comes.
 func TestAWipedEtcdIsNoticed(t *testing.T) {
 	e := startEtcd(t)
-	cli := e.newClient()
-	gone := register(t, cli, startServer(t, "gone"), registry.WithTTL(shortTTL))
-	for i := range 100 {
-		_, err := cli.Put(bg, "unrelated", fmt.Sprint(i))
-		require.NoError(t, err)
-	}
-	c := newChannel(t, cli, stickybalancer.Config{AbsentGrace: -1})
-	c.sees("gone")
-	e.stop()
-	ctx, cancel := context.WithTimeout(bg, 10*time.Millisecond)
-	defer cancel()
-	gone.Close(ctx)
-	e.wipe()
-	e.start()
+	cli, c := e.wiped(t, 100)
 	register(t, cli, startServer(t, "new"))
 	c.sees("new")
 }

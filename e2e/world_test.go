@@ -160,3 +160,24 @@ func (s *server) FullDuplexCall(stream testpb.TestService_FullDuplexCallServer) 
 		}
 	}
 }
+
+// wiped loses the data of an etcd after some writes. It had one server, which has left
+// meanwhile. It returns a client, and a channel that knew the server.
+func (e *etcd) wiped(t *testing.T, writes int) (*clientv3.Client, *channel) {
+	t.Helper()
+	cli := e.newClient()
+	gone := register(t, cli, startServer(t, "gone"), registry.WithTTL(shortTTL))
+	for range writes {
+		_, err := cli.Put(bg, "unrelated", "x")
+		require.NoError(t, err)
+	}
+	c := newChannel(t, cli, stickybalancer.Config{AbsentGrace: -1})
+	c.sees("gone")
+	e.stop()
+	ctx, cancel := context.WithTimeout(bg, 10*time.Millisecond)
+	defer cancel()
+	gone.Close(ctx)
+	e.wipe()
+	e.start()
+	return cli, c
+}

@@ -43,6 +43,8 @@ type choice struct {
 	why    callctx.Reason
 	done   func(balancer.DoneInfo) // nil if nobody learns from the attempt
 	err    error
+
+	refused bool // another server has refused the call, or its session
 }
 
 func queue() choice { return choice{err: balancer.ErrNoSubConnAvailable} }
@@ -56,12 +58,17 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 			h.Not = v.Not
 		}
 		h.Derive()
-		if c := p.quickByHeaders(&h); c != nil && (v == nil || v.Route == nil) {
-			return balancer.PickResult{SubConn: c.SubConn}, nil
+		if v == nil || v.Route == nil { // it takes a turn: who is to be told of must not come here
+			if c := p.quickByHeaders(&h); c != nil {
+				return balancer.PickResult{SubConn: c.SubConn}, nil
+			}
 		}
 		named = &h
 	}
 	c := p.choose(named)
+	if named != nil {
+		c.refused = (c.refused || len(named.Not) > 0) && !named.Required
+	}
 	if v != nil && v.Route != nil {
 		c.note(v.Route)
 	}
@@ -69,6 +76,9 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 		return balancer.PickResult{}, c.err
 	}
 	res, err := c.target.pick(info)
+	if c.refused {
+		res.Metadata = metadata.Join(res.Metadata, refusedMark)
+	}
 	switch {
 	case c.done == nil:
 	case err != nil:
@@ -80,6 +90,8 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 	}
 	return res, err
 }
+
+var refusedMark = metadata.Pairs(callctx.RefusedHeader, "1")
 
 func both(f, g func(balancer.DoneInfo)) func(balancer.DoneInfo) {
 	return func(info balancer.DoneInfo) { f(info); g(info) }

@@ -19,7 +19,7 @@ type readyConn struct {
 
 type readyPointer = atomic.Pointer[readyConn]
 
-// readyConn returns what v and a quick pick may be, nil if nothing.
+// readyConn returns where the short cut of a pick may end, nil if v has more to say.
 func (v *view) readyConn() *readyConn {
 	if t := &v.target; v.phase == ready && t.conn != nil && t.picker == nil && t.load == nil {
 		return &readyConn{t.conn, t.place}
@@ -32,17 +32,19 @@ func (v *view) readyConn() *readyConn {
 // is never another way than pick, which takes the rest, and three times as long.
 //
 // It is written for speed: each load depends on few others, and nothing is called
-// that is not inlined.
+// that is not inlined, but for the search of an id.
 func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 	var c *readyConn
 	v := callctx.From(info.Ctx)
-	if v == nil {
+	kind := callctx.Nothing
+	if v != nil {
+		kind = v.Kind
+	}
+	switch kind {
+	case callctx.Nothing:
 		if p.bare != nil {
 			c = p.bare.quick(p.turns)
 		}
-		goto chosen
-	}
-	switch v.Kind {
 	case callctx.Marked:
 		if p.marked != nil {
 			c = p.marked.quick(p.turns)
@@ -62,7 +64,6 @@ func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 			c = s.conn.Load()
 		}
 	}
-chosen:
 	if c != nil {
 		return balancer.PickResult{SubConn: c.SubConn}, nil
 	}

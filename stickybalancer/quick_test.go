@@ -53,3 +53,14 @@ func TestLazyConnectsOneMoreAside(t *testing.T) {
 		require.NotNil(t, d.open("b"), "nobody connects b")
 	})
 }
+
+func TestAnObservedCallTakesOneTurn(t *testing.T) {
+	drive(t, `{}`, func(t *testing.T, d *driver) {
+		d.list(ep("a"), ep("b"))
+		d.up("a", "b")
+		ctx := callctx.With(bg, callctx.Value{Route: new(callctx.Route)})
+		first := d.server(ctx)
+		require.NotEqual(t, first, d.server(ctx))
+		require.Equal(t, first, d.server(ctx))
+	})
+}

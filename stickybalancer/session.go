@@ -53,7 +53,7 @@ func (p *picker) chooseBySession(v *callctx.Value) choice {
 			}
 		default:
 			if done := b.Join(st); done != nil {
-				return choice{target: &sv.target, why: callctx.Session, done: done}
+				return choice{target: &sv.target, why: callctx.Session, done: done, refused: len(st.Not) > 0}
 			}
 		}
 	}
@@ -69,7 +69,7 @@ func (p *picker) chooseNew(v *callctx.Value) choice {
 // learn makes what was chosen the place of a session that still is in state old.
 func (p *picker) learn(b *session.Binding, old *session.State, why session.Reason, c *choice) bool {
 	next := session.Tentative(old, c.target.place, why)
-	c.done = b.Join(next)
+	c.done, c.refused = b.Join(next), len(next.Not) > 0
 	return b.Change(old, next)
 }
 

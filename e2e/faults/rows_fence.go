@@ -55,8 +55,13 @@ func (w *World) standStill() error {
 }
 
 func (w *World) cutOff(late time.Duration) error {
-	lost := slices.Concat(w.load.channels[0].etcd, w.servers["a"].etcd, w.servers["b"].etcd)
-	for _, p := range lost {
+	first := slices.Concat(w.load.channels[0].etcd, w.servers["b"].etcd)
+	lost := slices.Concat(first, w.servers["a"].etcd)
+	for _, p := range first {
+		p.refuse()
+	}
+	time.Sleep(ttl / 2) // so b's fence falls before a's: what b refuses must not go there
+	for _, p := range w.servers["a"].etcd {
 		p.refuse()
 	}
 	if err := w.listed("c", "d"); err != nil {

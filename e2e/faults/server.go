@@ -121,7 +121,7 @@ func serve() error {
 	}
 	if keep, err := time.ParseDuration(os.Getenv("FENCE")); err == nil {
 		fence := registry.NewFence(keep)
-		interceptors = append(interceptors, affinity.WithFence(fence.Fenced))
+		interceptors = append(interceptors, affinity.WithFence(fence))
 		options = append(options, registry.WithFence(fence))
 	}
 	srv := grpc.NewServer(append(affinity.ServerOptions(interceptors...), grpc.StatsHandler(calls))...)

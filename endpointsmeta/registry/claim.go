@@ -148,8 +148,8 @@ func (r *Registration) claim(ctx context.Context, first bool) error {
 // again, so below the revision there are some bits of time: who starts where another
 // start was is another one all the same.
 func incarnation(revision, before int64) int64 {
-	tick := time.Now().UnixMilli() / 128 % 1024
-	return max(revision<<10|tick, before+1)
+	tick := time.Now().UnixMilli() / 32 % (1 << 12) // comes again after 131 s
+	return max(revision<<12|tick, before+1)
 }
 
 // firstClaim is claim for a server that starts. The record in its place may be of

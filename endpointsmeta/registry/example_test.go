@@ -76,7 +76,7 @@ func ExampleWithFence() {
 	}
 	fence := registry.NewFence(30 * time.Second) // the absentGrace of its clients
 	srv := grpc.NewServer(affinity.ServerOptions(
-		affinity.WithServerID("game-1"), affinity.WithFence(fence.Fenced))...)
+		affinity.WithServerID("game-1"), affinity.WithFence(fence))...)
 	// … register services on srv …
 
 	err = registry.Serve(ctx, newEtcdClient(), "game", srv, lis,

@@ -10,8 +10,8 @@ import (
 // A Fence tells a server when it has been out of the registry for so long that its
 // clients go elsewhere: one that is cut off from etcd, and not from its clients, would
 // otherwise serve on next to its successors. Give it to [Register] or [Serve] by
-// [WithFence], and its Fenced to affinity.WithFence, which refuses calls by it; or ask
-// it before each write to a storage.
+// [WithFence], and to affinity.WithFence, which refuses calls by it; or ask it before
+// each write to a storage.
 //
 // It counts from the moment at which the last renewal of the lease that etcd has
 // answered was sent, for the lease ends no earlier than its TTL after that; on the
@@ -21,6 +21,9 @@ import (
 // at most. A record that is seen to be deleted or overwritten counts from when it was
 // last seen in its place. The fence is lifted when the server is registered again, be
 // it by the lease that it had.
+//
+// From when the lease may have ended until the fence falls, the server is [Fence.Absent]:
+// it serves those that kept it, and none that another server has refused.
 //
 // Until it is first registered, a server counts as one whose lease ended when the Fence
 // was made: clients may know its predecessor. When [Registration.Close] begins, the
@@ -43,9 +46,10 @@ type Fence struct {
 
 // NewFence returns a fence for a server whose clients keep it for that long after its
 // record has gone: their absentGrace, or the longest of them. Clients that start
-// meanwhile do not know the server and go to others. 0 is for those that may have
-// business with the same sessions: the fence falls before the record can have gone.
-// A negative keep is 0.
+// meanwhile do not know the server and go to others; and when another server crashes
+// meanwhile, its clients come here only if they have not seen that this one is gone. 0 is
+// for those that may have business with the same sessions: the fence falls before the
+// record can have gone. A negative keep is 0.
 func NewFence(keep time.Duration) *Fence {
 	f := &Fence{keep: max(keep, 0), base: time.Now()}
 	f.falls.Store(int64(f.keep - fenceMargin(f.keep)))
@@ -55,6 +59,12 @@ func NewFence(keep time.Duration) *Fence {
 // Fenced reports whether the server must not serve its sessions now. It takes neither a
 // lock nor memory. A nil Fence never falls.
 func (f *Fence) Fenced() bool { return f != nil && f.left() <= 0 }
+
+// Absent reports whether the record may be gone: clients that have seen so give the
+// server nothing that it does not have. It is so before [Fence.Fenced], by
+// the time for which clients keep the server, and takes neither a lock nor memory. A nil
+// Fence is never absent.
+func (f *Fence) Absent() bool { return f != nil && f.left() <= f.keep }
 
 // left is how long it is until the fence falls.
 func (f *Fence) left() time.Duration { return time.Duration(f.falls.Load()) - time.Since(f.base) }

@@ -47,6 +47,25 @@ func TestAFenceFallsWhenClientsCanHaveLetGo(t *testing.T) {
 	}
 }
 
+func TestAServerIsAbsentWhenItsRecordCanHaveGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := NewFence(testKeep)
+		require.True(t, f.Absent(), "it never was there")
+		f.stands(time.Now(), testTTL)
+		time.Sleep(testTTL - testMargin - time.Nanosecond)
+		require.False(t, f.Absent())
+		time.Sleep(time.Nanosecond)
+		require.True(t, f.Absent())
+		require.False(t, f.Fenced())
+		f.stands(time.Now(), testTTL)
+		require.False(t, f.Absent(), "it is back")
+		f.gone(time.Now(), testTTL)
+		require.True(t, f.Absent(), "it is seen to be gone")
+		f.close()
+		require.True(t, f.Absent())
+	})
+}
+
 func TestAnAnswerThatTookLongCountsFromItsRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := NewFence(0)
@@ -132,6 +151,7 @@ func TestNoFenceNeverFalls(t *testing.T) {
 	f.gone(time.Now(), testTTL)
 	f.close()
 	require.False(t, f.Fenced())
+	require.False(t, f.Absent())
 }
 
 func TestAFenceThatNobodyMadeIsRefused(t *testing.T) {

@@ -36,6 +36,11 @@ type Value struct {
 	Not     []string         // the ids of servers that have refused it: others come first
 }
 
+// RefusedHeader is in the metadata of a call that another server has refused: its value
+// is "1". A server that may be gone from the list of others must not take it, for those
+// may choose a third.
+const RefusedHeader = "affinity-refused"
+
 // Kind says what to look at first.
 type Kind uint8
 
