@@ -76,7 +76,11 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 		return balancer.PickResult{}, c.err
 	}
 	res, err := c.target.pick(info)
-	if c.refused {
+	switch {
+	case !c.refused:
+	case res.Metadata == nil:
+		res.Metadata = refusedMark
+	default:
 		res.Metadata = metadata.Join(res.Metadata, refusedMark)
 	}
 	switch {
@@ -91,6 +95,7 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 	return res, err
 }
 
+// refusedMark is only read, by gRPC too.
 var refusedMark = metadata.Pairs(callctx.RefusedHeader, "1")
 
 func both(f, g func(balancer.DoneInfo)) func(balancer.DoneInfo) {
