@@ -29,9 +29,17 @@ type child struct {
 	closed  bool
 
 	// Guarded by policy.mu.
-	report balancer.State   // pick_first's last
-	conn   balancer.SubConn // connected, whatever its health; nil if none
-	addr   string           // of conn
+	reported uint8           // pick_first's last connectivity state
+	picker   balancer.Picker // its last; nil before its first report
+	conn     *subConn        // connected, whatever its health; nil if none
+}
+
+// subConn is a connection that pick_first asked for.
+type subConn struct {
+	balancer.SubConn
+	addr     string
+	child    *child
+	listener func(balancer.SubConnState) // pick_first's
 }
 
 // update hands state to pick_first. pick_first connects as soon as it has one,
@@ -93,34 +101,36 @@ func (c *child) close() {
 // NewSubConn notes when the connection itself comes and goes. pick_first tells
 // that only mixed with the health of the server.
 func (c *child) NewSubConn(addrs []resolver.Address, opts balancer.NewSubConnOptions) (balancer.SubConn, error) {
-	var sc balancer.SubConn
-	listener := opts.StateListener
-	opts.StateListener = func(s balancer.SubConnState) {
-		p := c.policy
-		p.mu.Lock()
-		switch {
-		case s.ConnectivityState != connectivity.Ready:
-			if c.conn == sc {
-				c.conn = nil
-			}
-		case c.conn == nil: // or it lost the race: pick_first has shut it down
-			c.conn, c.addr = sc, addrs[0].Addr
-		}
-		p.mu.Unlock()
-		listener(s) // makes pick_first report
-		if s.ConnectivityState == connectivity.Shutdown {
-			c.gaveUp(sc)
-		}
-	}
-	var err error
+	conn := &subConn{addr: addrs[0].Addr, child: c, listener: opts.StateListener}
+	opts.StateListener = conn.changed
 	//lint:ignore SA1019 pick_first passes one address, which is what will remain
-	sc, err = c.ClientConn.NewSubConn(addrs, opts)
+	sc, err := c.ClientConn.NewSubConn(addrs, opts)
+	conn.SubConn = sc
 	return sc, err
+}
+
+func (sc *subConn) changed(s balancer.SubConnState) {
+	c := sc.child
+	p := c.policy
+	p.mu.Lock()
+	switch {
+	case s.ConnectivityState != connectivity.Ready:
+		if c.conn == sc {
+			c.conn = nil
+		}
+	case c.conn == nil: // or it lost the race: pick_first has shut it down
+		c.conn = sc
+	}
+	p.mu.Unlock()
+	sc.listener(s) // makes pick_first report
+	if s.ConnectivityState == connectivity.Shutdown {
+		c.gaveUp(sc)
+	}
 }
 
 // gaveUp is called when pick_first has shut down a connection, of which it reports
 // nothing. If that was the one in use, for its address has changed, an outage begins.
-func (c *child) gaveUp(sc balancer.SubConn) {
+func (c *child) gaveUp(sc *subConn) {
 	p := c.policy
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -137,14 +147,14 @@ func (c *child) UpdateState(report balancer.State) {
 	if p.closed || c.server.child != c {
 		return // of a child that is closed or about to be
 	}
-	c.report = report
+	c.reported, c.picker = uint8(report.ConnectivityState), report.Picker
 	p.childReportedLocked(c.server)
 }
 
 // state returns what the child is in, before its first report too.
 func (c *child) state() connectivity.State {
-	if c.report.Picker == nil {
+	if c.picker == nil {
 		return connectivity.Idle
 	}
-	return c.report.ConnectivityState
+	return connectivity.State(c.reported)
 }

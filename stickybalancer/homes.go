@@ -296,7 +296,7 @@ func (b *homeBook) close() {
 // relief returns where a call by key goes instead of its home, because that is
 // full, and home if it is not. A home that is not READY is waited for.
 func (p *picker) relief(slot uint32, home *view) *view {
-	l := home.target.load
+	l := home.target.load()
 	if l == nil || !l.full(p.cfg.maxLoadFactor, home.home) {
 		return home
 	}

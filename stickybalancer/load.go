@@ -85,7 +85,7 @@ func (h *homes) spill(slot uint32, home *view, factor float64) *view {
 	var best rank
 	for _, s := range h.members.list {
 		v := s.view.Load()
-		if v == home || v.target.load == nil || v.target.load.full(factor, v.home) {
+		if v == home || v.target.load() == nil || v.target.load().full(factor, v.home) {
 			continue
 		}
 		if r := (rank{draw(slot, s.hash), v.home, s.id}); next == nil || r.before(best) {

@@ -54,9 +54,9 @@ func (d *driver) inFlight() (total int64, each map[string]int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	each = make(map[string]int64)
-	for id, s := range p.servers {
+	for s := range p.serversLocked() {
 		if s.load != nil {
-			each[id] = s.load.n.Load()
+			each[s.id] = s.load.n.Load()
 		}
 	}
 	return p.loads.total.Load(), each
@@ -280,9 +280,9 @@ func TestCountingAddsToTheChildsDone(t *testing.T) {
 	drive(t, `{"maxLoadFactor": 2}`, func(t *testing.T, d *driver) {
 		d.list(ep("a"))
 		d.up("a")
-		s, ended := d.lb.(*policy).servers["a"], 0
+		s, ended := d.lb.(*policy).server("a"), 0
 		s.child.UpdateState(balancer.State{ConnectivityState: connectivity.Ready, Picker: wrapped{
-			Picker: s.child.report.Picker, done: func(balancer.DoneInfo) { ended++ },
+			Picker: s.child.picker, done: func(balancer.DoneInfo) { ended++ },
 		}})
 		for _, ctx := range []context.Context{bg, must("a"), key("k")} {
 			f := d.begin(ctx)

@@ -1,9 +1,12 @@
 package stickybalancer
 
 import (
+	"maps"
+
 	"google.golang.org/grpc/resolver"
 
 	"github.com/homing-grpc/homing/endpointsmeta"
+	"github.com/homing-grpc/homing/internal/callctx"
 )
 
 // news is what a list says that the last one did not.
@@ -25,11 +28,11 @@ func (p *policy) newsLocked(endpoints []resolver.Endpoint, anew bool) (news, boo
 		}
 	}
 	want := p.unique(endpoints)
-	p.owners = nil
+	p.taken = nil
 	if len(want) == len(endpoints) {
-		p.owners = make(map[string]string, len(want))
+		p.taken = make(map[uint64]struct{}, len(want))
 		for _, l := range want {
-			p.owners[addressKey(l.endpoint)] = l.meta.ID
+			p.taken[callctx.Hash(addressKey(l.endpoint))] = struct{}{}
 		}
 	}
 	return news{want, p.leavingLocked(want), len(want)}, true
@@ -39,11 +42,11 @@ func (p *policy) newsLocked(endpoints []resolver.Endpoint, anew bool) (news, boo
 func (p *policy) leavingLocked(want []listed) (leaving []*server) {
 	p.update++
 	for _, l := range want {
-		if s := p.servers[l.meta.ID]; s != nil {
+		if s := p.server(l.meta.ID); s != nil {
 			s.update = p.update
 		}
 	}
-	for _, s := range p.servers {
+	for s := range p.serversLocked() {
 		if s.listed && s.update != p.update {
 			leaving = append(leaving, s)
 		}
@@ -55,7 +58,7 @@ func (p *policy) leavingLocked(want []listed) (leaving []*server) {
 // begin and end with is not looked into. It is not ok if that takes more than to look
 // at all: where much differs, or where several endpoints may stand for one server.
 func (p *policy) differenceLocked(now []resolver.Endpoint) (n news, ok bool) {
-	if p.owners == nil {
+	if p.taken == nil {
 		return news{}, false
 	}
 	n.listed = len(now)
@@ -69,38 +72,39 @@ func (p *policy) differenceLocked(now []resolver.Endpoint) (n news, ok bool) {
 	if len(was)+len(now) > len(p.last)/4 {
 		return news{}, false
 	}
-	gone := make(map[string]*server, len(was)) // by id
+	gone := make(map[string]*server, len(was))  // by id
+	left := make(map[uint64]struct{}, len(was)) // addresses by their hashes
 	for _, ep := range was {
 		id := endpointsmeta.FromEndpoint(ep).ID
-		gone[id] = p.servers[id]
+		gone[id] = p.server(id)
+		left[callctx.Hash(addressKey(ep))] = struct{}{}
 	}
-	came := make(map[string]string, len(now)) // addresses by id
-	taken := make(map[string]struct{}, len(now))
+	came := make(map[string]struct{}, len(now)) // ids
+	taken := make(map[uint64]struct{}, len(now))
 	for _, ep := range now {
 		if len(ep.Addresses) == 0 {
 			return news{}, false
 		}
 		l := listed{ep, endpointsmeta.FromEndpoint(ep)}
-		id, address := l.meta.ID, addressKey(ep)
-		if s := p.servers[id]; s != nil && s.listed && gone[id] == nil {
+		id, address := l.meta.ID, callctx.Hash(addressKey(ep))
+		if s := p.server(id); s != nil && s.listed && gone[id] == nil {
 			return news{}, false
 		}
-		if owner, has := p.owners[address]; has && gone[owner] == nil {
+		_, has := p.taken[address]
+		if _, free := left[address]; has && !free {
 			return news{}, false
 		}
 		_, twice := came[id]
 		if _, shared := taken[address]; shared || twice {
 			return news{}, false
 		}
-		came[id], taken[address] = address, struct{}{}
+		came[id], taken[address] = struct{}{}, struct{}{}
 		n.want = append(n.want, l)
 	}
-	for _, ep := range was {
-		delete(p.owners, addressKey(ep))
+	for address := range left {
+		delete(p.taken, address)
 	}
-	for id, address := range came {
-		p.owners[address] = id
-	}
+	maps.Copy(p.taken, taken)
 	for id, s := range gone {
 		if _, stays := came[id]; !stays {
 			n.leaving = append(n.leaving, s)

@@ -17,7 +17,7 @@ type listing struct {
 }
 
 func newListing() *listing {
-	return &listing{policy: policy{servers: map[string]*server{}}, endpoints: map[string]resolver.Endpoint{}}
+	return &listing{endpoints: map[string]resolver.Endpoint{}}
 }
 
 // take returns how many endpoints a list was found to have that are new or differ.
@@ -28,10 +28,9 @@ func (l *listing) take(eps []resolver.Endpoint) int {
 	}
 	l.last = eps
 	for _, w := range n.want {
-		s := l.servers[w.meta.ID]
+		s := l.server(w.meta.ID)
 		if s == nil {
-			s = newServer(w.meta.ID, 0)
-			l.servers[s.id] = s
+			s = l.newServerLocked(w.meta.ID)
 		}
 		s.listed = true
 		l.endpoints[s.id] = w.endpoint

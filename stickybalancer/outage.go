@@ -15,7 +15,7 @@ func (p *policy) childReportedLocked(s *server) {
 	now := time.Now()
 	state := s.state()
 	if state == connectivity.TransientFailure {
-		_, s.failure = s.child.report.Picker.Pick(balancer.PickInfo{})
+		_, s.failure = s.child.picker.Pick(balancer.PickInfo{})
 		p.failed = s
 		p.changed = p.changed || p.ready == 0
 	}
@@ -59,7 +59,7 @@ func (p *policy) beginOutageLocked(s *server, now time.Time) {
 	case s.outage == nil:
 		s.outage = &outage{server: s, since: now}
 		p.outages = append(p.outages, s.outage)
-		if len(p.outages) > 2*len(p.servers)+16 {
+		if len(p.outages) > 2*p.ids.n+16 {
 			p.outages = slices.DeleteFunc(p.outages, func(o *outage) bool { return o.server.outage != o })
 		}
 	}

@@ -18,10 +18,13 @@ import (
 func TestAnErrorOfOursIsNeverAStatus(t *testing.T) {
 	cause := status.Error(codes.FailedPrecondition, "the handshake says no")
 	lost := newServer("lost", 0)
-	lost.view.Store(&view{phase: away, known: true, err: cause})
+	lost.view.Store(&view{phase: away, known: true, unready: &unready{err: cause}})
 	left := newServer("left", 0)
 	lost.listed = true
-	all := newMembers(map[string]*server{"lost": lost, "left": left}, nil, nil)
+	var ids idTable
+	ids.put(lost)
+	ids.put(left)
+	all := newMembers(ids, []*server{lost, left}, nil)
 	p := &picker{
 		cfg:     &lbConfig{},
 		members: all,

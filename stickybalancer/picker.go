@@ -106,7 +106,7 @@ func both(f, g func(balancer.DoneInfo)) func(balancer.DoneInfo) {
 func (c *choice) note(r *callctx.Route) {
 	switch c.err {
 	case nil:
-		r.Went(callctx.Hop{Place: c.target.place, Addr: c.target.addr, Reason: c.why})
+		r.Went(callctx.Hop{Place: c.target.place, Addr: c.target.conn.addr, Reason: c.why})
 	case balancer.ErrNoSubConnAvailable:
 		r.Queued()
 	}
@@ -138,7 +138,7 @@ func (p *picker) chooseNext() choice {
 	if s == nil {
 		return queue()
 	}
-	return choice{target: &s.target, why: callctx.RoundRobin}
+	return choice{target: s.target, why: callctx.RoundRobin}
 }
 
 // chooseByID serves a call that names its server.
@@ -170,10 +170,10 @@ func (p *picker) chooseByID(v *callctx.Value) choice {
 		return p.choosePast(v)
 	case !sv.known:
 		return choice{err: fmt.Errorf("%s: the required server %q has left the resolver's list", Name, v.ID)}
-	case sv.err == nil:
+	case sv.failure() == nil:
 		return choice{err: fmt.Errorf("%s: the required server %q is not connected", Name, v.ID)}
 	default:
-		return choice{err: fmt.Errorf("%s: the required server %q is not connected: %v", Name, v.ID, sv.err)}
+		return choice{err: fmt.Errorf("%s: the required server %q is not connected: %v", Name, v.ID, sv.failure())}
 	}
 }
 

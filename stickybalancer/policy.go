@@ -3,6 +3,7 @@ package stickybalancer
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/resolver"
 
+	"github.com/homing-grpc/homing/internal/callctx"
 	"github.com/homing-grpc/homing/internal/session"
 )
 
@@ -39,16 +41,16 @@ type policy struct {
 	batch   bool                // an update is under way: it publishes at its end
 	changed bool                // since the last picker
 	last    []resolver.Endpoint // the last list as the resolver gave it
-	owners  map[string]string   // ids by the addresses in last; nil unless each endpoint there is one server
+	taken   map[uint64]struct{} // hashes of the addresses in last; nil unless each endpoint there is one server
 	attrs   resolver.State      // the rest of its state
 	listErr error               // why there is no endpoint, if there is none
 
-	servers map[string]*server // by id: known ones, and those not long gone
-	byIndex []*server          // the same; nil where one was forgotten
-	conns   []readyPointer     // by the same index
-	free    []int32            // indexes of none
-	members *members           // what pickers see of servers
-	homes   *homeBook          // where keys live
+	ids     idTable        // known servers, and those not long gone
+	byIndex []*server      // the same; nil where one was forgotten
+	conns   []readyPointer // by the same index
+	free    []int32        // indexes of none
+	members *members       // what pickers see of servers
+	homes   *homeBook      // where keys live
 	loads   *loads
 	first   time.Time // of the first list; zero before
 	settled bool      // an id never listed is waited for no longer
@@ -65,7 +67,8 @@ type policy struct {
 	shareLimit uint32   // about the mean weight: the most that one share may hold
 	allDrain   bool     // every server drains: as if none did
 	hasSubset  bool     // the servers' inSubset is not true of all
-	update     uint64   // counts the lists, to tell who is not in the last
+	sharedIDs  bool     // pickers have ids, too: it is copied before it is changed
+	update     uint32   // counts the lists, to tell who is not in the last
 	failed     *server  // the one that was the last to fail
 }
 
@@ -76,8 +79,7 @@ func newPolicy(cc balancer.ClientConn, opts balancer.BuildOptions) *policy {
 		target:     unique.Make(opts.Target.String()),
 		seed:       rand.Uint64(),
 		turns:      &counter{},
-		servers:    make(map[string]*server),
-		members:    newMembers(nil, nil, nil),
+		members:    newMembers(idTable{}, nil, nil),
 		rings:      [3]*ring{newRing(), newRing(), newRing()},
 		shareLimit: 1,
 		listErr:    errors.New("no list of endpoints yet"),
@@ -148,9 +150,30 @@ func (p *policy) Close() {
 	}
 }
 
+// serversLocked is over all servers of ids.
+func (p *policy) serversLocked() iter.Seq[*server] {
+	return func(yield func(*server) bool) {
+		for _, s := range p.byIndex {
+			if s != nil && !yield(s) {
+				return
+			}
+		}
+	}
+}
+
+// server returns the server of an id, nil if there is none.
+func (p *policy) server(id string) *server { return p.ids.get(callctx.Hash(id), id) }
+
+// ownIDsLocked makes ids ours alone.
+func (p *policy) ownIDsLocked() {
+	if p.sharedIDs {
+		p.ids, p.sharedIDs = p.ids.clone(), false
+	}
+}
+
 func (p *policy) childrenLocked() []*child {
-	children := make([]*child, 0, len(p.servers))
-	for _, s := range p.servers {
+	children := make([]*child, 0, p.ids.n)
+	for s := range p.serversLocked() {
 		if s.child != nil {
 			children = append(children, s.child)
 		}

@@ -424,7 +424,8 @@ func TestAChildThatWasReplacedIsNotHeard(t *testing.T) {
 	drive(t, `{}`, func(t *testing.T, d *driver) {
 		d.list(at("a", "1"), ep("b"))
 		d.up("1", "b")
-		stale, report := d.lb.(*policy).servers["a"].child, d.lb.(*policy).servers["a"].child.report
+		stale := d.lb.(*policy).server("a").child
+		report := balancer.State{ConnectivityState: stale.state(), Picker: stale.picker}
 		d.list(at("a", "2"), ep("b"))
 		published := d.published()
 		stale.UpdateState(report)
@@ -523,8 +524,8 @@ func TestAPickerThatAddsToAPickIsDelegatedTo(t *testing.T) {
 			drive(t, `{}`, func(t *testing.T, d *driver) {
 				d.list(ep("a"))
 				d.up("a")
-				s := d.lb.(*policy).servers["a"]
-				w.Picker = s.child.report.Picker
+				s := d.lb.(*policy).server("a")
+				w.Picker = s.child.picker
 				s.child.UpdateState(balancer.State{ConnectivityState: connectivity.Ready, Picker: w})
 				for _, ctx := range []context.Context{bg, must("a"), with("a"), key("k")} {
 					r, err := d.current().Picker.Pick(balancer.PickInfo{Ctx: ctx})

@@ -21,8 +21,8 @@ type readyPointer = atomic.Pointer[readyConn]
 
 // readyConn returns where the short cut of a pick may end, nil if v has more to say.
 func (v *view) readyConn() *readyConn {
-	if t := &v.target; v.phase == ready && t.conn != nil && t.picker == nil && t.load == nil {
-		return &readyConn{t.conn, t.place}
+	if t := &v.target; v.phase == ready && t.conn != nil && t.aside == nil {
+		return &readyConn{t.conn.SubConn, t.place}
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package stickybalancer
 
 import (
+	"iter"
 	"math/rand/v2"
 	"sync/atomic"
 
@@ -45,47 +46,53 @@ func (a *ringArray) put(i uint32, s *share) {
 }
 
 type share struct {
-	target target
-	conn   *readyConn
+	target *target
+	conn   *readyConn // nil if there is more to a pick than to name it
+	next   *share     // of the same endpoint
 	weight uint32
 	pos    uint32 // in the ring; guarded by the policy's mutex
 }
 
 // target is where a pick ends: a READY connection.
 type target struct {
-	conn balancer.SubConn
-	// picker is set where the child's picker does more than to name conn.
-	picker balancer.Picker
-
+	conn  *subConn       // nil if it is not READY
 	place *session.Place // which start of which server it is
-	addr  string
-	load  *load // counts the calls; nil if nobody needs to know, or there is no connection
+	aside *aside         // nil if a pick does no more than to name conn
+}
+
+// aside is what else a pick does.
+type aside struct {
+	picker balancer.Picker // the child's, if it does more than to name the connection
+	load   *load           // counts the calls; nil if nobody needs to know
 }
 
 // is reports whether t and o end at the same place. Pickers need not be
 // comparable, so one that must be asked counts as new each time.
 func (t target) is(o target) bool {
-	return t.conn == o.conn && t.load == o.load && t.picker == nil && o.picker == nil &&
-		t.place == o.place && t.addr == o.addr
+	return t.conn == o.conn && t.place == o.place && t.load() == o.load() &&
+		(t.aside == nil || t.aside.picker == nil) && (o.aside == nil || o.aside.picker == nil)
+}
+
+func (t *target) load() *load {
+	if t.aside == nil {
+		return nil
+	}
+	return t.aside.load
 }
 
 func (t *target) pick(info balancer.PickInfo) (balancer.PickResult, error) {
-	if t.picker == nil && t.load == nil {
-		return balancer.PickResult{SubConn: t.conn}, nil
+	res := balancer.PickResult{SubConn: t.conn.SubConn}
+	if t.aside == nil {
+		return res, nil
 	}
-	return t.pickAside(info)
-}
-
-func (t *target) pickAside(info balancer.PickInfo) (balancer.PickResult, error) {
-	res := balancer.PickResult{SubConn: t.conn}
-	if t.picker != nil {
+	if t.aside.picker != nil {
 		var err error
-		if res, err = t.picker.Pick(info); err != nil {
+		if res, err = t.aside.picker.Pick(info); err != nil {
 			return res, err
 		}
 	}
-	if t.load != nil {
-		res = t.load.count(res)
+	if t.aside.load != nil {
+		res = t.aside.load.count(res)
 	}
 	return res, nil
 }
@@ -203,12 +210,14 @@ func (r *ring) next(c *counter) *share {
 }
 
 // splitWeight cuts weight into equal shares of at most limit.
-func splitWeight(weight, limit uint32) []uint32 {
+func splitWeight(weight, limit uint32) iter.Seq[uint32] {
 	n := (uint64(weight) + uint64(limit) - 1) / uint64(limit)
-	parts := make([]uint32, n)
-	for i := range parts {
-		// whole numbers that differ by one at most and add up to weight
-		parts[i] = uint32(uint64(weight)*uint64(i+1)/n - uint64(weight)*uint64(i)/n)
+	return func(yield func(uint32) bool) {
+		for i := range n {
+			// whole numbers that differ by one at most and add up to weight
+			if !yield(uint32(uint64(weight)*(i+1)/n - uint64(weight)*i/n)) {
+				return
+			}
+		}
 	}
-	return parts
 }

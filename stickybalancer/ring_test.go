@@ -92,7 +92,7 @@ func exactly(t *testing.T, c *counter, weights []uint32) {
 	limit := uint32((sum + uint64(len(weights)) - 1) / uint64(len(weights)))
 	r, owner := newRing(), make(map[*share]int)
 	for i, w := range weights {
-		for _, part := range splitWeight(w, limit) {
+		for part := range splitWeight(w, limit) {
 			s := &share{weight: part}
 			owner[s] = i
 			r.add(s)
@@ -178,7 +178,7 @@ func TestARingHoldsWhatWasAddedAndNotRemoved(t *testing.T) {
 
 func TestSplitWeight(t *testing.T) {
 	check := func(weight, limit uint32) {
-		parts := splitWeight(weight, limit)
+		parts := slices.Collect(splitWeight(weight, limit))
 		sum := uint64(0)
 		for _, p := range parts {
 			sum += uint64(p)

@@ -8,7 +8,6 @@ import (
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/resolver"
 
-	"github.com/homing-grpc/homing/endpointsmeta"
 	"github.com/homing-grpc/homing/internal/callctx"
 	"github.com/homing-grpc/homing/internal/session"
 )
@@ -18,41 +17,44 @@ import (
 // (it is *kept*), and by the reconnect window in any case, so that calls can
 // wait for its return.
 //
-// All fields are guarded by policy.mu, but for view and conn, which pickers read.
+// There are many: no field is here that another one tells. All are guarded by
+// policy.mu, but for view and conn, which pickers read.
 type server struct {
 	id    string
 	hash  uint64
 	conn  readyPointer   // what most picks need of view; it is beside what they compare
-	index int32          // among the policy's servers
 	place *session.Place // renewed with each start of the server
+	view  atomic.Pointer[view]
 
 	endpoint resolver.Endpoint
-	meta     endpointsmeta.Meta
-	child    *child // nil when it is not known (any more)
+	zone     string
+	load     *load    // of calls by this channel, while they are counted
+	child    *child   // nil when it is not known (any more)
+	live     *subConn // READY, and its health, if watched, was told; nil if none
+	keep     *keep    // while it is known without being listed
+	outage   *outage  // while there is one
+	failure  error    // the last one to connect
+	ring     *ring    // with its shares, while it takes calls without affinity
+	shares   *share
 
-	listed    bool             // in the resolver's last list
-	keep      *keep            // while it is known without being listed
-	live      balancer.SubConn // READY, and its health, if watched, was told; nil if none
-	unhealthy bool             // live, and its health check says no
-	tried     bool             // a connection attempt to this address has ended
-	outage    *outage          // while there is one
-	lost      bool             // the outage has lasted for the reconnect window
-	failure   error            // the last one to connect
-	update    uint64           // the number of the last list that had it
+	index  int32  // among the policy's servers
+	weight uint32 // 1 or more
+	update uint32 // the number of the last list that had it
+	seat   uint32 // its index in the table of homes, plus 1; 0 if it has none
+
+	listed    bool // in the resolver's last list
+	draining  bool // it says so
+	unhealthy bool // live, and its health check says no
+	tried     bool // a connection attempt to this address has ended
+	lost      bool // the outage has lasted for the reconnect window
 
 	// What of it is in the policy's sums.
-	inSubset bool               // of the servers for calls without affinity
-	open     bool               // known and not draining
-	load     *load              // of calls by this channel, while they are counted
-	seat     uint32             // its index in the table of homes, plus 1; 0 if it has none
-	spread   bool               // calls without affinity may use it, if READY
-	counted  connectivity.State // as which it counts, if it is spread
+	inSubset bool  // of the servers for calls without affinity
+	open     bool  // known and not draining
+	spread   bool  // calls without affinity may use it, if READY
+	counted  uint8 // the connectivity state as which it counts, if it is spread
 	isReady  bool
-	ownIdle  bool  // it is spread, idle, and of the own zone
-	ring     *ring // with its shares, while it takes calls without affinity
-	shares   []*share
-
-	view atomic.Pointer[view]
+	ownIdle  bool // it is spread, idle, and of the own zone
 }
 
 // An outage is the time in which a server is away and waited for.
@@ -76,7 +78,7 @@ const (
 	ready              // connected
 )
 
-// view is what pickers see of a server. It is immutable but for connecting.
+// view is what pickers see of a server. It is immutable but for unready.connecting.
 type view struct {
 	phase    phase
 	known    bool // in the list, or kept
@@ -85,31 +87,60 @@ type view struct {
 	weight   uint32
 	home     uint32 // the weight as a home of keys, 0 if it takes none
 	target   target // its conn only if ready
-	err      error  // if not: the last failure to connect
-	child    *child // if idle
+	unready  *unready
+}
+
+// unready is what else there is to know of a server that is not ready; nil if nothing.
+type unready struct {
+	err   error  // the last failure to connect
+	child *child // if idle
 	// connecting is set by the first pick that asked an idle child to connect.
 	connecting atomic.Bool
 }
 
+// unborn is the view of a server that has none yet.
+var unborn = &view{}
+
 func newServer(id string, index int32) *server {
-	s := &server{id: id, hash: callctx.Hash(id), index: index, inSubset: true}
-	s.view.Store(&view{})
+	s := &server{id: id, hash: callctx.Hash(id), index: index, weight: 1, inSubset: true}
+	s.view.Store(unborn)
 	return s
 }
 
 // connect makes an idle server connect, without waiting for it. A picker may
 // call it: the child may be asked under no lock, so it is asked elsewhere.
 func (v *view) connect() {
-	if v.child != nil && v.connecting.CompareAndSwap(false, true) {
-		go v.child.connect()
+	if u := v.unready; u != nil && u.child != nil && u.connecting.CompareAndSwap(false, true) {
+		go u.child.connect()
 	}
+}
+
+func (v *view) failure() error {
+	if v.unready == nil {
+		return nil
+	}
+	return v.unready.err
+}
+
+func (v *view) idleChild() *child {
+	if v.unready == nil {
+		return nil
+	}
+	return v.unready.child
 }
 
 func (s *server) known() bool { return s.listed || s.keep != nil }
 
 func (s *server) kept() bool { return s.keep != nil }
 
-func (s *server) weight() uint32 { return max(s.meta.Weight, 1) }
+// describe takes in what the list says of the server.
+func (s *server) describe(l listed) {
+	s.weight, s.zone, s.draining = max(l.meta.Weight, 1), l.meta.Zone, l.meta.Draining
+	if s.place == nil || s.place.Incarnation != l.meta.Incarnation {
+		s.place = session.NewPlace(s.id, l.meta.Incarnation, s.index)
+		s.place.Bare = l.address() == s.id
+	}
+}
 
 // state is the connectivity state by which the server counts.
 func (s *server) state() connectivity.State {
@@ -141,16 +172,17 @@ func (s *server) noteReport() {
 
 // currentTarget returns where calls to s go. A READY picker of pick_first is constant
 // and names the connection, unless a wrapper between us and gRPC adds to it.
-func (s *server) currentTarget() target {
-	t := target{conn: s.live, place: s.place, addr: s.child.addr}
-	if s.state() != connectivity.Ready {
-		return t // connected, but not healthy: only calls that belong to it
+func (s *server) currentTarget(l *load) target {
+	t := target{conn: s.live, place: s.place}
+	a := aside{load: l}
+	if s.state() == connectivity.Ready { // else only calls that belong to it, for it is not healthy
+		r, err := s.child.picker.Pick(balancer.PickInfo{})
+		if err != nil || r.Done != nil || r.Metadata != nil || r.SubConn != s.live.SubConn {
+			a.picker = s.child.picker
+		}
 	}
-	r, err := s.child.report.Picker.Pick(balancer.PickInfo{})
-	if err != nil || r.Done != nil || r.Metadata != nil {
-		t.picker = s.child.report.Picker
-		return t
+	if a.picker != nil || a.load != nil {
+		t.aside = &a
 	}
-	t.conn = r.SubConn
 	return t
 }

@@ -6,8 +6,6 @@ import (
 
 	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/connectivity"
-
-	"github.com/homing-grpc/homing/internal/session"
 )
 
 // spreadAgainIfLocked refreshes all servers when the last one that does not
@@ -18,7 +16,7 @@ func (p *policy) spreadAgainIfLocked() {
 		if p.hasSubset {
 			p.chooseSubsetLocked()
 		}
-		for _, s := range p.servers {
+		for s := range p.serversLocked() {
 			p.refreshLocked(s)
 		}
 	}
@@ -27,7 +25,7 @@ func (p *policy) spreadAgainIfLocked() {
 // refreshLocked brings the sums, the rings and the view of s up to date.
 func (p *policy) refreshLocked(s *server) {
 	state := s.state()
-	drains := s.meta.Draining || s.unhealthy
+	drains := s.draining || s.unhealthy
 	isReady := state == connectivity.Ready && s.live != nil
 
 	before := p.modeLocked()
@@ -39,12 +37,12 @@ func (p *policy) refreshLocked(s *server) {
 		s.isReady = isReady
 		p.ready += step(isReady)
 	}
-	spread := s.listed && (!s.meta.Draining || p.allDrain) && s.inSubset
+	spread := s.listed && (!s.draining || p.allDrain) && s.inSubset
 	if s.spread {
 		p.counts[s.counted]--
 	}
 	if s.spread = spread; spread {
-		s.counted = state
+		s.counted = uint8(state)
 		p.counts[state]++
 	}
 	if idle := spread && state == connectivity.Idle && p.ownZone(s); idle != s.ownIdle {
@@ -56,21 +54,19 @@ func (p *policy) refreshLocked(s *server) {
 		go s.child.connect() // has come into the subset
 	}
 
-	if s.place == nil || s.place.Incarnation != s.meta.Incarnation {
-		s.place = session.NewPlace(s.id, s.meta.Incarnation, s.index)
-		s.place.Bare = len(s.endpoint.Addresses) > 0 && s.endpoint.Addresses[0].Addr == s.id
-	}
-	v := &view{phase: away, known: s.known(), kept: s.kept(), draining: drains, weight: s.weight(), err: s.failure}
-	v.target.place = s.place
+	v := &view{phase: away, known: s.known(), kept: s.kept(), draining: drains, weight: s.weight, target: target{place: s.place}}
+	var idler *child
 	switch {
 	case s.live != nil:
-		v.phase, v.target, v.err = ready, s.currentTarget(), nil
-		v.target.load = p.loadLocked(s)
+		v.phase, v.target = ready, s.currentTarget(p.loadLocked(s))
 	case s.lost:
 	case s.child != nil && state == connectivity.Idle && s.outage == nil && !p.eagerLocked(s):
-		v.phase, v.child = idle, s.child
+		v.phase, idler = idle, s.child
 	case s.known() || s.outage != nil:
 		v.phase = waits
+	}
+	if v.phase != ready && (s.failure != nil || idler != nil) {
+		v.unready = &unready{err: s.failure, child: idler}
 	}
 	if v.known && v.phase != away && (!v.draining || p.allDrain) {
 		v.home = v.weight
@@ -84,12 +80,12 @@ func (p *policy) refreshLocked(s *server) {
 	}
 	p.loads.weighLocked(old, v)
 	if old.phase != v.phase || old.known != v.known || old.kept != v.kept || old.draining != v.draining ||
-		old.weight != v.weight || old.home != v.home || !old.target.is(v.target) || old.child != v.child {
+		old.weight != v.weight || old.home != v.home || !old.target.is(v.target) || old.idleChild() != idler {
 		p.changed = true
 		p.revision.Add(1) // before pickers can see it
 		s.view.Store(v)
 		p.homes.seatLocked(s)
-	} else if old.err != v.err {
+	} else if old.failure() != v.failure() {
 		s.view.Store(v) // only words in an error: no call waits for them
 	}
 
@@ -103,13 +99,12 @@ func (p *policy) refreshLocked(s *server) {
 	case spread:
 		ring = p.rings[1]
 	}
-	if ring != s.ring || (ring != nil && (!s.shares[0].target.is(v.target) || old.weight != v.weight)) {
+	if ring != s.ring || (ring != nil && (!s.shares.target.is(v.target) || old.weight != v.weight)) {
 		p.unringLocked(s)
 		if s.ring = ring; ring != nil {
-			for _, w := range splitWeight(s.weight(), p.shareLimit) {
-				sh := &share{target: v.target, conn: s.conn.Load(), weight: w}
-				s.shares = append(s.shares, sh)
-				ring.add(sh)
+			for w := range splitWeight(s.weight, p.shareLimit) {
+				s.shares = &share{target: &s.view.Load().target, conn: s.conn.Load(), next: s.shares, weight: w}
+				ring.add(s.shares)
 			}
 		}
 		p.changed = true
@@ -124,7 +119,7 @@ func (p *policy) connLocked(s *server, c *readyConn) {
 }
 
 func (p *policy) unringLocked(s *server) {
-	for _, sh := range s.shares {
+	for sh := s.shares; sh != nil; sh = sh.next {
 		s.ring.remove(sh)
 	}
 	s.ring, s.shares = nil, nil

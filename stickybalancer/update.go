@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc/resolver"
+
+	"github.com/homing-grpc/homing/endpointsmeta"
 )
 
 // minGone is how many servers that have left are remembered at least.
@@ -24,7 +26,7 @@ func (p *policy) applyLocked(news news, now time.Time, newConfig, newAttrs bool)
 	kept := p.keptLocked(want)
 
 	// Who comes back late is to learn why its server left, so some are remembered.
-	if len(p.servers)-news.listed > news.listed+minGone && p.forgetGoneLocked(news.listed) {
+	if p.ids.n-news.listed > news.listed+minGone && p.forgetGoneLocked(news.listed) {
 		membership = true
 	}
 
@@ -36,11 +38,11 @@ func (p *policy) applyLocked(news news, now time.Time, newConfig, newAttrs bool)
 
 	lazy := p.cfg.lazy
 	for _, l := range want {
-		s := p.servers[l.meta.ID]
+		s := p.server(l.meta.ID)
 		if s == nil {
 			s = p.newServerLocked(l.meta.ID)
 		}
-		if !s.listed || !s.meta.Equal(l.meta) {
+		if !s.listed || !endpointsmeta.FromEndpoint(s.endpoint).Equal(l.meta) {
 			touched = append(touched, s)
 		}
 		if !s.listed {
@@ -49,7 +51,7 @@ func (p *policy) applyLocked(news news, now time.Time, newConfig, newAttrs bool)
 			s.lost = false
 		}
 		s.listed, s.keep = true, nil
-		s.meta = l.meta
+		s.describe(l)
 		if len(heirless) > 0 {
 			address := addressKey(l.endpoint)
 			if from := heirless[address]; from != nil {
@@ -103,7 +105,7 @@ func (p *policy) applyLocked(news news, now time.Time, newConfig, newAttrs bool)
 		p.membersLocked()
 	}
 	if p.chooseLocked() || newConfig {
-		for _, s := range p.servers {
+		for s := range p.serversLocked() {
 			p.refreshLocked(s)
 		}
 	} else {
@@ -132,7 +134,9 @@ func (p *policy) newServerLocked(id string) *server {
 		}
 	}
 	s := newServer(id, i)
-	p.servers[id], p.byIndex[i] = s, s
+	p.byIndex[i] = s
+	p.ownIDsLocked()
+	p.ids.put(s)
 	return s
 }
 
@@ -159,7 +163,7 @@ func (p *policy) keptLocked(want []listed) (kept []*server) {
 // forgetGoneLocked forgets the servers that are gone, if they are too many.
 func (p *policy) forgetGoneLocked(listed int) bool {
 	var gone []*server
-	for _, s := range p.servers {
+	for s := range p.serversLocked() {
 		if !s.known() && s.lost && p.settled {
 			gone = append(gone, s)
 		}
@@ -174,7 +178,8 @@ func (p *policy) forgetGoneLocked(listed int) bool {
 }
 
 func (p *policy) forgetLocked(s *server) {
-	delete(p.servers, s.id)
+	p.ownIDsLocked()
+	p.ids.remove(s)
 	p.byIndex[s.index] = nil
 	p.conns[s.index].Store(nil)
 	p.free = append(p.free, s.index)
@@ -228,7 +233,7 @@ func (p *policy) continuesLocked(s *server, old, now resolver.Endpoint) bool {
 			return true
 		}
 	}
-	return s.live != nil && slices.ContainsFunc(now.Addresses, func(b resolver.Address) bool { return b.Addr == s.child.addr })
+	return s.live != nil && slices.ContainsFunc(now.Addresses, func(b resolver.Address) bool { return b.Addr == s.live.addr })
 }
 
 // leftLocked takes s out of the list, and returns its child if it is to close.
@@ -236,10 +241,10 @@ func (p *policy) continuesLocked(s *server, old, now resolver.Endpoint) bool {
 // it may be the list that failed. replaced says that another has its address.
 func (p *policy) leftLocked(s *server, now time.Time, replaced bool) *child {
 	s.listed = false
-	if s.live != nil && !replaced && !s.meta.Draining && p.cfg.absentGrace > 0 {
+	if s.live != nil && !replaced && !s.draining && p.cfg.absentGrace > 0 {
 		s.keep = &keep{server: s, since: now}
 		p.keeping = append(p.keeping, s.keep)
-		if len(p.keeping) > 2*len(p.servers)+16 {
+		if len(p.keeping) > 2*p.ids.n+16 {
 			p.keeping = slices.DeleteFunc(p.keeping, func(k *keep) bool { return k.server.keep != k })
 		}
 		p.log.infof("keeping server %q, which left the list: its connection is READY", s.id)
@@ -254,7 +259,7 @@ func (p *policy) goneLocked(s *server, now time.Time) *child {
 	c := s.child
 	s.child, s.live, s.unhealthy = nil, nil, false
 	s.tried = true // by "0s" an absent server is not waited for
-	if s.meta.Draining {
+	if s.draining {
 		s.outage, s.lost = nil, true
 	} else {
 		p.beginOutageLocked(s, now)
@@ -264,7 +269,7 @@ func (p *policy) goneLocked(s *server, now time.Time) *child {
 
 // membersLocked renews what pickers see of the list.
 func (p *policy) membersLocked() {
-	p.members = newMembers(p.servers, p.byIndex, p.conns)
+	p.members, p.sharedIDs = newMembers(p.ids, p.byIndex, p.conns), true
 	p.changed = true
 }
 
@@ -276,14 +281,14 @@ func (p *policy) chooseLocked() (changed bool) {
 	sum, n := uint64(0), uint64(0)
 	for _, s := range p.members.list {
 		if s.known() {
-			sum += uint64(s.weight())
+			sum += uint64(s.weight)
 			n++
 		}
 	}
 	// All shares are cut anew when the limit changes: not with each weight that does.
 	if n > 0 && (sum > 2*n*uint64(p.shareLimit) || 2*sum < n*uint64(p.shareLimit)) {
 		p.shareLimit, changed = uint32((sum+n-1)/n), true
-		for _, s := range p.servers {
+		for s := range p.serversLocked() {
 			p.unringLocked(s)
 		}
 	}
@@ -299,10 +304,10 @@ func (p *policy) chooseLocked() (changed bool) {
 func (p *policy) chooseSubsetLocked() {
 	p.hasSubset = p.cfg.subsetSize > 0
 	var own, other []*server
-	for _, s := range p.servers {
+	for s := range p.serversLocked() {
 		s.inSubset = !p.hasSubset
 		switch {
-		case !s.listed || (s.meta.Draining && !p.allDrain):
+		case !s.listed || (s.draining && !p.allDrain):
 		case p.ownZone(s):
 			own = append(own, s)
 		default:
@@ -314,8 +319,8 @@ func (p *policy) chooseSubsetLocked() {
 	}
 	for _, group := range [][]*server{own, other} {
 		slices.SortFunc(group, func(a, b *server) int {
-			ra := rank{draw(0, a.hash^p.seed), a.weight(), a.id}
-			rb := rank{draw(0, b.hash^p.seed), b.weight(), b.id}
+			ra := rank{draw(0, a.hash^p.seed), a.weight, a.id}
+			rb := rank{draw(0, b.hash^p.seed), b.weight, b.id}
 			if ra.before(rb) {
 				return -1
 			}
@@ -327,4 +332,4 @@ func (p *policy) chooseSubsetLocked() {
 	}
 }
 
-func (p *policy) ownZone(s *server) bool { return p.cfg.zone == "" || s.meta.Zone == p.cfg.zone }
+func (p *policy) ownZone(s *server) bool { return p.cfg.zone == "" || s.zone == p.cfg.zone }

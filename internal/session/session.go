@@ -29,7 +29,7 @@ import (
 type Target = unique.Handle[string]
 
 // Place is one start of one server. It is shared by all sessions that live there,
-// immutable but for signs, and holds nothing else alive.
+// immutable but for signs and lives, and holds nothing else alive.
 type Place struct {
 	ID          string
 	Incarnation int64 // 0 if it is not known
@@ -45,15 +45,22 @@ type Place struct {
 	// policy may find another one there, or none.
 	Index int32
 
-	signs atomic.Bool // its server goes by ID itself
-	lives State       // of all that live there
+	signs atomic.Bool           // its server goes by ID itself
+	lives atomic.Pointer[State] // of all that live there; nil before the first
 }
 
 // NewPlace returns a place. index may be anything if no policy made it.
 func NewPlace(id string, incarnation int64, index int32) *Place {
-	p := &Place{ID: id, Incarnation: incarnation, Index: index}
-	p.lives = State{Place: p, Confirmed: true}
-	return p
+	return &Place{ID: id, Incarnation: incarnation, Index: index}
+}
+
+// home returns the state of all that live there.
+func (p *Place) home() *State {
+	if s := p.lives.Load(); s != nil {
+		return s
+	}
+	p.lives.CompareAndSwap(nil, &State{Place: p, Confirmed: true})
+	return p.lives.Load()
 }
 
 // Called returns the name by which users know the server.
@@ -76,7 +83,6 @@ func (p *Place) Named(name string) *Place {
 		p = NewPlace(name, 0, -1)
 	} else {
 		p = &Place{ID: p.ID, Incarnation: p.Incarnation, Index: p.Index, Bare: p.Bare}
-		p.lives = State{Place: p, Confirmed: true}
 	}
 	p.Name = name
 	return p
@@ -113,7 +119,7 @@ func (s *State) before() *State {
 	if s.Prev == nil {
 		return nil
 	}
-	return &s.Prev.lives
+	return s.Prev.home()
 }
 
 // Session remembers one server for each target. The zero value remembers none.
@@ -300,7 +306,7 @@ func (b *Binding) Confirm(s *State, p *Place) bool {
 // arriveLocked makes p the home of a session that was in state s, if it still is,
 // tells of the move, if it is one, and ends the streams that are elsewhere.
 func (b *Binding) arriveLocked(s *State, p *Place, why Reason) bool {
-	if !b.state.CompareAndSwap(s, &p.lives) {
+	if !b.state.CompareAndSwap(s, p.home()) {
 		return false
 	}
 	if from := s.home(); from != nil && !from.isNow(p) {
@@ -441,4 +447,4 @@ func (b *Binding) Forget(s *State) {
 }
 
 // Restore makes the session live on p without a word.
-func (b *Binding) Restore(p *Place) { b.state.Store(&p.lives) }
+func (b *Binding) Restore(p *Place) { b.state.Store(p.home()) }

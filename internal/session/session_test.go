@@ -162,12 +162,12 @@ func TestAStateThatDiedTakesNoMoreAttempts(t *testing.T) {
 	done := goes(t, bd, b, "failed")
 	st := bd.Load()
 	done(unsent)
-	require.Equal(t, &a.lives, bd.Load())
+	require.Equal(t, a.home(), bd.Load())
 	require.Nil(t, bd.Join(st))
 	// One who saw it die before it was replaced puts that right.
 	bd.state.Store(st)
 	require.Nil(t, bd.Join(st))
-	require.Equal(t, &a.lives, bd.Load())
+	require.Equal(t, a.home(), bd.Load())
 }
 
 func TestMovesAreToldInOrderOnOneGoroutineThatEnds(t *testing.T) {
@@ -475,7 +475,7 @@ func TestReleasedForgetsOnlyTheServerThatSaidSo(t *testing.T) {
 			_, bd := in(tc.lives)
 			was := bd.Load()
 			if tc.stale {
-				was = &c.lives
+				was = c.home()
 			}
 			bd.Released(was, tc.at, tc.by)
 			require.Equal(t, tc.want, bd.Load() == nil)
