@@ -17,9 +17,8 @@ import (
 // locks is child.mu → pick_first's → policy.mu, and no method of a child but
 // the two it has for pick_first may be called under policy.mu.
 type child struct {
-	balancer.ClientConn // the policy's, but for NewSubConn and UpdateState
+	*parent // its ClientConn, but for NewSubConn and UpdateState
 
-	policy *policy
 	server *server
 
 	mu      sync.Mutex        // one call into pick_first at a time
@@ -32,6 +31,12 @@ type child struct {
 	reported uint8           // pick_first's last connectivity state
 	picker   balancer.Picker // its last; nil before its first report
 	conn     *subConn        // connected, whatever its health; nil if none
+}
+
+// parent is what all children have in common.
+type parent struct {
+	balancer.ClientConn
+	policy *policy
 }
 
 // subConn is a connection that pick_first asked for.

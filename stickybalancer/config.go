@@ -147,6 +147,9 @@ type values struct {
 	subset              int
 }
 
+// foreign reports whether a server of that zone is for when there is none of the own.
+func (c *lbConfig) foreign(zone string) bool { return c.zone != "" && zone != c.zone }
+
 func (c *lbConfig) values() values {
 	return values{c.reconnectWindow, c.absentGrace, c.maxLoadFactor, c.idHeader, c.keyHeader, c.zone, c.lazy, c.subsetSize}
 }

@@ -145,8 +145,7 @@ func (p *policy) homesLocked() {
 		}
 		added = b.addedLocked()
 	}
-	clear(b.moved)
-	b.moved = b.moved[:0]
+	b.moved = nil
 	b.now.Store(newHomes(p.members, h.table, h.seats, h.conns, added))
 	p.deriveLocked()
 }

@@ -1,7 +1,5 @@
 package stickybalancer
 
-import "slices"
-
 // members is a list of servers that pickers share until it changes.
 type members struct {
 	byIndex []*server
@@ -11,7 +9,7 @@ type members struct {
 }
 
 func newMembers(ids idTable, byIndex []*server, conns []readyPointer) *members {
-	m := &members{byIndex: slices.Clone(byIndex), conns: conns, list: make([]*server, 0, ids.n), ids: ids}
+	m := &members{byIndex: byIndex, conns: conns, list: make([]*server, 0, ids.n), ids: ids}
 	for _, s := range byIndex {
 		if s != nil && s.known() {
 			m.list = append(m.list, s)

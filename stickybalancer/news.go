@@ -1,12 +1,11 @@
 package stickybalancer
 
 import (
-	"maps"
+	"slices"
 
 	"google.golang.org/grpc/resolver"
 
 	"github.com/homing-grpc/homing/endpointsmeta"
-	"github.com/homing-grpc/homing/internal/callctx"
 )
 
 // news is what a list says that the last one did not.
@@ -28,13 +27,7 @@ func (p *policy) newsLocked(endpoints []resolver.Endpoint, anew bool) (news, boo
 		}
 	}
 	want := p.unique(endpoints)
-	p.taken = nil
-	if len(want) == len(endpoints) {
-		p.taken = make(map[uint64]struct{}, len(want))
-		for _, l := range want {
-			p.taken[callctx.Hash(addressKey(l.endpoint))] = struct{}{}
-		}
-	}
+	p.single = len(want) == len(endpoints)
 	return news{want, p.leavingLocked(want), len(want)}, true
 }
 
@@ -58,7 +51,7 @@ func (p *policy) leavingLocked(want []listed) (leaving []*server) {
 // begin and end with is not looked into. It is not ok if that takes more than to look
 // at all: where much differs, or where several endpoints may stand for one server.
 func (p *policy) differenceLocked(now []resolver.Endpoint) (n news, ok bool) {
-	if p.taken == nil {
+	if !p.single {
 		return news{}, false
 	}
 	n.listed = len(now)
@@ -73,25 +66,21 @@ func (p *policy) differenceLocked(now []resolver.Endpoint) (n news, ok bool) {
 		return news{}, false
 	}
 	gone := make(map[string]*server, len(was))  // by id
-	left := make(map[uint64]struct{}, len(was)) // addresses by their hashes
+	left := make(map[string]struct{}, len(was)) // addresses
 	for _, ep := range was {
 		id := endpointsmeta.FromEndpoint(ep).ID
 		gone[id] = p.server(id)
-		left[callctx.Hash(addressKey(ep))] = struct{}{}
+		left[addressKey(ep)] = struct{}{}
 	}
-	came := make(map[string]struct{}, len(now)) // ids
-	taken := make(map[uint64]struct{}, len(now))
+	came := make(map[string]struct{}, len(now))  // ids
+	taken := make(map[string]struct{}, len(now)) // addresses
 	for _, ep := range now {
 		if len(ep.Addresses) == 0 {
 			return news{}, false
 		}
 		l := listed{ep, endpointsmeta.FromEndpoint(ep)}
-		id, address := l.meta.ID, callctx.Hash(addressKey(ep))
+		id, address := l.meta.ID, addressKey(ep)
 		if s := p.server(id); s != nil && s.listed && gone[id] == nil {
-			return news{}, false
-		}
-		_, has := p.taken[address]
-		if _, free := left[address]; has && !free {
 			return news{}, false
 		}
 		_, twice := came[id]
@@ -102,9 +91,14 @@ func (p *policy) differenceLocked(now []resolver.Endpoint) (n news, ok bool) {
 		n.want = append(n.want, l)
 	}
 	for address := range left {
-		delete(p.taken, address)
+		delete(taken, address)
 	}
-	maps.Copy(p.taken, taken)
+	if len(taken) > 0 && slices.ContainsFunc(p.last, func(ep resolver.Endpoint) bool {
+		_, is := taken[addressKey(ep)]
+		return is
+	}) {
+		return news{}, false
+	}
 	for id, s := range gone {
 		if _, stays := came[id]; !stays {
 			n.leaving = append(n.leaving, s)

@@ -23,6 +23,7 @@ import (
 // policy is one channel's custom_round_robin.
 type policy struct {
 	cc     balancer.ClientConn
+	parent *parent // of children
 	opts   balancer.BuildOptions
 	target session.Target // the channel's
 	log    logger
@@ -41,7 +42,7 @@ type policy struct {
 	batch   bool                // an update is under way: it publishes at its end
 	changed bool                // since the last picker
 	last    []resolver.Endpoint // the last list as the resolver gave it
-	taken   map[uint64]struct{} // hashes of the addresses in last; nil unless each endpoint there is one server
+	single  bool                // each endpoint in last is one server, with an id and addresses of its own
 	attrs   resolver.State      // the rest of its state
 	listErr error               // why there is no endpoint, if there is none
 
@@ -59,7 +60,7 @@ type policy struct {
 	timer   *time.Timer
 
 	// Sums over servers, so that one change costs the same at any size.
-	rings      [3]*ring // own zone, other zones, kept
+	rings      [3]*ring // the first that is not empty serves
 	open       int      // servers known and not draining
 	ready      int      // servers READY
 	counts     [5]int   // spread servers by connectivity state
@@ -67,7 +68,7 @@ type policy struct {
 	shareLimit uint32   // about the mean weight: the most that one share may hold
 	allDrain   bool     // every server drains: as if none did
 	hasSubset  bool     // the servers' inSubset is not true of all
-	sharedIDs  bool     // pickers have ids, too: it is copied before it is changed
+	shared     bool     // pickers have ids and byIndex, too: they are copied before they change
 	update     uint32   // counts the lists, to tell who is not in the last
 	failed     *server  // the one that was the last to fail
 }
@@ -84,6 +85,7 @@ func newPolicy(cc balancer.ClientConn, opts balancer.BuildOptions) *policy {
 		shareLimit: 1,
 		listErr:    errors.New("no list of endpoints yet"),
 	}
+	p.parent = &parent{cc, p}
 	p.homes, p.loads = newHomeBook(p), &loads{}
 	p.turns.n.Store(rand.Uint32())
 	p.log = newLogger(p)
@@ -164,10 +166,10 @@ func (p *policy) serversLocked() iter.Seq[*server] {
 // server returns the server of an id, nil if there is none.
 func (p *policy) server(id string) *server { return p.ids.get(callctx.Hash(id), id) }
 
-// ownIDsLocked makes ids ours alone.
-func (p *policy) ownIDsLocked() {
-	if p.sharedIDs {
-		p.ids, p.sharedIDs = p.ids.clone(), false
+// unshareLocked makes ids and byIndex ours alone.
+func (p *policy) unshareLocked() {
+	if p.shared {
+		p.ids, p.byIndex, p.shared = p.ids.clone(), slices.Clone(p.byIndex), false
 	}
 }
 
@@ -250,7 +252,7 @@ func (p *policy) connectOneIdle() {
 	start := rand.IntN(max(len(p.members.list), 1))
 	for i := range p.members.list {
 		s := p.members.list[(start+i)%len(p.members.list)]
-		if s.spread && s.state() == connectivity.Idle && s.child != nil && (p.ownZone(s) || p.ownIdle == 0) {
+		if s.spread && s.state() == connectivity.Idle && s.child != nil && (!s.foreign || p.ownIdle == 0) {
 			c = s.child
 			break
 		}

@@ -28,6 +28,14 @@ type ring struct {
 	asides   int // shares without a readyConn
 }
 
+// These are the rings of a policy, in their order.
+const (
+	ownRing     int8 = iota // servers of the own zone; of any, if the config names none
+	foreignRing             // of other zones
+	keptRing                // absent ones
+	noRing      int8 = -1
+)
+
 type ringArray struct {
 	n      atomic.Uint32  // shares in use
 	aside  atomic.Bool    // not all shares are the same, or one has no readyConn

@@ -27,15 +27,13 @@ type server struct {
 	view  atomic.Pointer[view]
 
 	endpoint resolver.Endpoint
-	zone     string
 	load     *load    // of calls by this channel, while they are counted
 	child    *child   // nil when it is not known (any more)
 	live     *subConn // READY, and its health, if watched, was told; nil if none
 	keep     *keep    // while it is known without being listed
 	outage   *outage  // while there is one
 	failure  error    // the last one to connect
-	ring     *ring    // with its shares, while it takes calls without affinity
-	shares   *share
+	shares   *share   // of ring; nil unless it takes calls without affinity
 
 	index  int32  // among the policy's servers
 	weight uint32 // 1 or more
@@ -44,6 +42,7 @@ type server struct {
 
 	listed    bool // in the resolver's last list
 	draining  bool // it says so
+	foreign   bool // of another zone than the channel's
 	unhealthy bool // live, and its health check says no
 	tried     bool // a connection attempt to this address has ended
 	lost      bool // the outage has lasted for the reconnect window
@@ -55,6 +54,7 @@ type server struct {
 	counted  uint8 // the connectivity state as which it counts, if it is spread
 	isReady  bool
 	ownIdle  bool // it is spread, idle, and of the own zone
+	ring     int8 // of the policy's rings the one that has its shares
 }
 
 // An outage is the time in which a server is away and waited for.
@@ -134,8 +134,8 @@ func (s *server) known() bool { return s.listed || s.keep != nil }
 func (s *server) kept() bool { return s.keep != nil }
 
 // describe takes in what the list says of the server.
-func (s *server) describe(l listed) {
-	s.weight, s.zone, s.draining = max(l.meta.Weight, 1), l.meta.Zone, l.meta.Draining
+func (s *server) describe(l listed, cfg *lbConfig) {
+	s.weight, s.draining, s.foreign = max(l.meta.Weight, 1), l.meta.Draining, cfg.foreign(l.meta.Zone)
 	if s.place == nil || s.place.Incarnation != l.meta.Incarnation {
 		s.place = session.NewPlace(s.id, l.meta.Incarnation, s.index)
 		s.place.Bare = l.address() == s.id

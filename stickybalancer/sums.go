@@ -45,7 +45,7 @@ func (p *policy) refreshLocked(s *server) {
 		s.counted = uint8(state)
 		p.counts[state]++
 	}
-	if idle := spread && state == connectivity.Idle && p.ownZone(s); idle != s.ownIdle {
+	if idle := spread && state == connectivity.Idle && !s.foreign; idle != s.ownIdle {
 		s.ownIdle = idle
 		p.ownIdle += step(idle)
 	}
@@ -89,22 +89,23 @@ func (p *policy) refreshLocked(s *server) {
 		s.view.Store(v) // only words in an error: no call waits for them
 	}
 
-	var ring *ring
+	ring := noRing
 	switch {
 	case !isReady:
 	case s.kept():
-		ring = p.rings[2]
-	case spread && p.ownZone(s):
-		ring = p.rings[0]
+		ring = keptRing
+	case spread && !s.foreign:
+		ring = ownRing
 	case spread:
-		ring = p.rings[1]
+		ring = foreignRing
 	}
-	if ring != s.ring || (ring != nil && (!s.shares.target.is(v.target) || old.weight != v.weight)) {
+	if had := s.shares != nil; had != (ring != noRing) || had && (ring != s.ring || !s.shares.target.is(v.target) || old.weight != v.weight) {
 		p.unringLocked(s)
-		if s.ring = ring; ring != nil {
+		if ring != noRing {
+			s.ring = ring
 			for w := range splitWeight(s.weight, p.shareLimit) {
 				s.shares = &share{target: &s.view.Load().target, conn: s.conn.Load(), next: s.shares, weight: w}
-				ring.add(s.shares)
+				p.rings[ring].add(s.shares)
 			}
 		}
 		p.changed = true
@@ -120,9 +121,9 @@ func (p *policy) connLocked(s *server, c *readyConn) {
 
 func (p *policy) unringLocked(s *server) {
 	for sh := s.shares; sh != nil; sh = sh.next {
-		s.ring.remove(sh)
+		p.rings[s.ring].remove(sh)
 	}
-	s.ring, s.shares = nil, nil
+	s.shares = nil
 }
 
 func step(up bool) int {
@@ -161,7 +162,7 @@ func (p *policy) modeLocked() mode {
 		m.channel = connectivity.Ready
 	}
 	idle := p.counts[connectivity.Idle]
-	if m.ring != nil && m.ring == p.rings[0] {
+	if m.ring != nil && m.ring == p.rings[ownRing] {
 		idle = p.ownIdle // other zones are not needed
 	}
 	m.wake = idle > 0 && p.counts[connectivity.Connecting] == 0

@@ -17,7 +17,11 @@ const minGone = 64
 // applyLocked takes in what is new in a list, and returns the calls to children that
 // this takes, to be made under no lock.
 func (p *policy) applyLocked(news news, now time.Time, newConfig, newAttrs bool) (work []func()) {
-	p.changed = p.changed || newConfig
+	if p.changed = p.changed || newConfig; newConfig {
+		for s := range p.serversLocked() {
+			s.foreign = p.cfg.foreign(endpointsmeta.FromEndpoint(s.endpoint).Zone)
+		}
+	}
 	want, leaving := news.want, news.leaving
 	membership := len(leaving) > 0
 
@@ -51,7 +55,7 @@ func (p *policy) applyLocked(news news, now time.Time, newConfig, newAttrs bool)
 			s.lost = false
 		}
 		s.listed, s.keep = true, nil
-		s.describe(l)
+		s.describe(l, p.cfg)
 		if len(heirless) > 0 {
 			address := addressKey(l.endpoint)
 			if from := heirless[address]; from != nil {
@@ -120,6 +124,7 @@ func (p *policy) applyLocked(news news, now time.Time, newConfig, newAttrs bool)
 }
 
 func (p *policy) newServerLocked(id string) *server {
+	p.unshareLocked()
 	i := int32(len(p.byIndex))
 	if n := len(p.free); n > 0 {
 		i, p.free = p.free[n-1], p.free[:n-1]
@@ -135,7 +140,6 @@ func (p *policy) newServerLocked(id string) *server {
 	}
 	s := newServer(id, i)
 	p.byIndex[i] = s
-	p.ownIDsLocked()
 	p.ids.put(s)
 	return s
 }
@@ -178,7 +182,7 @@ func (p *policy) forgetGoneLocked(listed int) bool {
 }
 
 func (p *policy) forgetLocked(s *server) {
-	p.ownIDsLocked()
+	p.unshareLocked()
 	p.ids.remove(s)
 	p.byIndex[s.index] = nil
 	p.conns[s.index].Store(nil)
@@ -206,7 +210,7 @@ func (p *policy) newChildLocked(s *server, lazy bool) func() {
 	if lazy {
 		s.outage, s.lost = nil, false
 	}
-	c := &child{ClientConn: p.cc, policy: p, server: s}
+	c := &child{parent: p.parent, server: s}
 	s.child, s.tried = c, false
 	state := p.stateFor(s)
 	return func() { c.update(state, lazy) }
@@ -269,7 +273,7 @@ func (p *policy) goneLocked(s *server, now time.Time) *child {
 
 // membersLocked renews what pickers see of the list.
 func (p *policy) membersLocked() {
-	p.members, p.sharedIDs = newMembers(p.ids, p.byIndex, p.conns), true
+	p.members, p.shared = newMembers(p.ids, p.byIndex, p.conns), true
 	p.changed = true
 }
 
@@ -308,7 +312,7 @@ func (p *policy) chooseSubsetLocked() {
 		s.inSubset = !p.hasSubset
 		switch {
 		case !s.listed || (s.draining && !p.allDrain):
-		case p.ownZone(s):
+		case !s.foreign:
 			own = append(own, s)
 		default:
 			other = append(other, s)
@@ -331,5 +335,3 @@ func (p *policy) chooseSubsetLocked() {
 		}
 	}
 }
-
-func (p *policy) ownZone(s *server) bool { return p.cfg.zone == "" || s.zone == p.cfg.zone }
