@@ -68,7 +68,7 @@ func (c *call) at() *session.Place {
 		}
 		return nil
 	}
-	if c.was.Place.Name != "" {
+	if c.was.Place.Name() != "" {
 		return nil
 	}
 	return c.was.Place
@@ -82,8 +82,8 @@ func (c *call) name() string {
 	switch {
 	case s == nil:
 		return ""
-	case s.Place != nil && s.Place.Name != "":
-		return s.Place.Name
+	case s.Place != nil && s.Place.Name() != "":
+		return s.Place.Name()
 	case c.value.Key != "":
 		return ""
 	}
@@ -93,7 +93,7 @@ func (c *call) name() string {
 // invoke makes a unary call of a session and learns from the answer what the balancer
 // cannot know.
 func (c *call) invoke(do func(context.Context, ...grpc.CallOption) error) error {
-	if c.route == nil && (c.was == nil || !c.was.Confirmed || c.was.Place.Bare) {
+	if c.route == nil && (c.was == nil || !c.was.Confirmed || c.was.Place.Bare()) {
 		c.trace()
 	}
 	out, err := outgoing(c.ctx, c.name())

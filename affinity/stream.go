@@ -101,7 +101,7 @@ func (s *sessionStream) answer() {
 		if st := b.Load(); st != nil && st.Place != nil && st.Place.Same(at) {
 			b.Confirm(st, at)
 		}
-		if !at.Bare {
+		if !at.Bare() {
 			return
 		}
 	}
@@ -136,7 +136,7 @@ func (s *sessionStream) end(err error) error {
 		c.binding.Refused(c.was, s.at())
 	} else if id, ok := MovedTo(err); ok && id != "" {
 		c.binding.Send(c.was, s.at(), id)
-	} else if at := c.at(); ok && (at == nil || at.Bare || !session.PassedOn(err)) {
+	} else if at := c.at(); ok && (at == nil || at.Bare() || !session.PassedOn(err)) {
 		c.binding.Leave(c.was, s.at(), ReasonDrained)
 	}
 	return err

@@ -47,7 +47,7 @@ type tokenPlace struct {
 func (s *Session) MarshalText() ([]byte, error) {
 	t := token{Key: s.s.Key()}
 	s.s.All(func(target string, p *session.Place) {
-		t.Places = append(t.Places, tokenPlace{target, p.ID, p.Name, p.Incarnation, p.Bare})
+		t.Places = append(t.Places, tokenPlace{target, p.ID, p.Name(), p.Incarnation, p.Bare()})
 	})
 	slices.SortFunc(t.Places, func(a, b tokenPlace) int { return strings.Compare(a.Target, b.Target) })
 	if err := t.check(); err != nil {
@@ -79,7 +79,8 @@ func (s *Session) UnmarshalText(text []byte) error {
 	s.s.SetKey(t.Key)
 	for _, tp := range t.Places {
 		p := session.NewPlace(tp.ID, tp.Incarnation, -1)
-		p.Name, p.Bare = tp.Name, tp.Bare
+		p.SetName(tp.Name)
+		p.SetBare(tp.Bare)
 		s.s.Bind(unique.Make(tp.Target)).Restore(p)
 	}
 	return nil

@@ -28,7 +28,8 @@ func living(key string, places map[string]place) *affinity.Session {
 	s := affinity.NewSession(key)
 	for target, p := range places {
 		pl := session.NewPlace(p.id, p.incarnation, -1)
-		pl.Name, pl.Bare = p.name, p.bare
+		pl.SetName(p.name)
+		pl.SetBare(p.bare)
 		inner(s).Bind(unique.Make(target)).Restore(pl)
 	}
 	return s
@@ -40,7 +41,7 @@ func inner(s *affinity.Session) *session.Session { return callctx.From(s.Context
 func places(s *affinity.Session) map[string]place {
 	got := map[string]place{}
 	inner(s).All(func(target string, p *session.Place) {
-		got[target] = place{p.ID, p.Name, p.Incarnation, p.Bare}
+		got[target] = place{p.ID, p.Name(), p.Incarnation, p.Bare()}
 	})
 	return got
 }

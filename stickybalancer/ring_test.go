@@ -239,7 +239,10 @@ func TestPicksDuringChanges(t *testing.T) {
 	}
 	rnd := rand.New(rand.NewPCG(15, 16))
 	var in []*tracked
-	for range 20_000 {
+	for n := 0; n < 20_000 || picks.Load() == 0; n++ {
+		if n%100 == 0 {
+			runtime.Gosched() // where there is one core
+		}
 		if len(in) == 0 || (len(in) < 40 && rnd.IntN(2) == 0) {
 			s := &tracked{share: share{weight: 1 + rnd.Uint32N(4)}}
 			byPart.Store(&s.share, s)
@@ -254,5 +257,4 @@ func TestPicksDuringChanges(t *testing.T) {
 	}
 	stop.Store(true)
 	wg.Wait()
-	require.Positive(t, picks.Load())
 }

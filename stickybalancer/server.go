@@ -138,7 +138,7 @@ func (s *server) describe(l listed, cfg *lbConfig) {
 	s.weight, s.draining, s.foreign = max(l.meta.Weight, 1), l.meta.Draining, cfg.foreign(l.meta.Zone)
 	if s.place == nil || s.place.Incarnation != l.meta.Incarnation {
 		s.place = session.NewPlace(s.id, l.meta.Incarnation, s.index)
-		s.place.Bare = l.address() == s.id
+		s.place.SetBare(l.address() == s.id)
 	}
 }
 

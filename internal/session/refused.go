@@ -45,7 +45,7 @@ func (s *State) Wanted() string {
 	if p == nil && s != nil && len(s.Not) > 0 {
 		p = s.Not[0]
 	}
-	if p == nil || !p.signs.Load() {
+	if p == nil || p.marks.Load()&signs == 0 {
 		return ""
 	}
 	return p.ID
@@ -53,7 +53,7 @@ func (s *State) Wanted() string {
 
 // Signed notes that a server that is at p has signed its answer with that name.
 func (p *Place) Signed(name string) {
-	if name == p.ID && !p.signs.Load() {
-		p.signs.Store(true)
+	if name == p.ID && p.marks.Load()&signs == 0 {
+		p.marks.Or(signs)
 	}
 }

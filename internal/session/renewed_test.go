@@ -56,7 +56,7 @@ func TestAnAddressWhoseNameIsSealedAnewIsNoMove(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a1, a2, b1 := sealedForms(t)
 		at := NewPlace("10.0.0.1:80", 0, 0)
-		at.Bare = true
+		at.SetBare(true)
 		s, bd := in(at.Named(a1))
 		moves := told(s)
 		bd.Answered(bd.Load(), at, a2)

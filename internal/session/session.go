@@ -29,24 +29,53 @@ import (
 type Target = unique.Handle[string]
 
 // Place is one start of one server. It is shared by all sessions that live there,
-// immutable but for signs and lives, and holds nothing else alive.
+// immutable once it is, but for what it learns, and holds nothing else alive. Policies
+// have one of each server, so it is small.
 type Place struct {
 	ID          string
 	Incarnation int64 // 0 if it is not known
 
-	// Name is what the server calls itself in its answers, where the picker cannot
-	// know: behind a proxy, or without metadata. Calls carry it, for a proxy to read.
-	Name string
-
-	// Bare says that ID is but an address.
-	Bare bool
+	name  *string               // nil if there is none
+	lives atomic.Pointer[State] // of all that live there; nil before the first
 
 	// Index is where the policy that made the place finds its server. Another
 	// policy may find another one there, or none.
 	Index int32
 
-	signs atomic.Bool           // its server goes by ID itself
-	lives atomic.Pointer[State] // of all that live there; nil before the first
+	marks atomic.Uint32
+}
+
+// What is marked of a place.
+const (
+	bare  = 1 << iota // ID is but an address
+	signs             // its server goes by ID itself
+)
+
+// Name is what the server calls itself in its answers, where the picker cannot know:
+// behind a proxy, or without metadata. Calls carry it, for a proxy to read. It is "" if
+// there is none.
+func (p *Place) Name() string {
+	if p.name == nil {
+		return ""
+	}
+	return *p.name
+}
+
+// SetName is for a place that nobody else has yet.
+func (p *Place) SetName(name string) {
+	if p.name = nil; name != "" {
+		p.name = &name
+	}
+}
+
+// Bare reports whether ID is but an address.
+func (p *Place) Bare() bool { return p.marks.Load()&bare != 0 }
+
+// SetBare is for a place that nobody else has yet.
+func (p *Place) SetBare(is bool) {
+	if p.marks.And(^uint32(bare)); is {
+		p.marks.Or(bare)
+	}
 }
 
 // NewPlace returns a place. index may be anything if no policy made it.
@@ -65,8 +94,8 @@ func (p *Place) home() *State {
 
 // Called returns the name by which users know the server.
 func (p *Place) Called() string {
-	if p.Name != "" {
-		return p.Name
+	if name := p.Name(); name != "" {
+		return name
 	}
 	return p.ID
 }
@@ -82,9 +111,11 @@ func (p *Place) Named(name string) *Place {
 	if p == nil {
 		p = NewPlace(name, 0, -1)
 	} else {
-		p = &Place{ID: p.ID, Incarnation: p.Incarnation, Index: p.Index, Bare: p.Bare}
+		was := p
+		p = NewPlace(was.ID, was.Incarnation, was.Index)
+		p.SetBare(was.Bare())
 	}
-	p.Name = name
+	p.SetName(name)
 	return p
 }
 
@@ -322,7 +353,7 @@ func (b *Binding) arriveLocked(s *State, p *Place, why Reason) bool {
 // that has another name now leads to another server, and a name that was sealed anew to
 // the same one.
 func (p *Place) isNow(o *Place) bool {
-	return p.is(o) && (p.Name == "" || o.Name == "" || sameName(p.Name, o.Name))
+	return p.is(o) && (p.name == nil || o.name == nil || sameName(*p.name, *o.name))
 }
 
 // is is Same for places that a name alone may have made. A picker never sees those.
@@ -348,7 +379,7 @@ func (b *Binding) Answered(was *State, at *Place, name string) {
 	switch pl := now.place(); {
 	case at != nil:
 		// What was chosen by its id needs no name.
-		if pl == nil || !pl.Bare || !pl.Same(at) || pl.Called() == name || (pl.Name != "" && now != was) {
+		if pl == nil || !pl.Bare() || !pl.Same(at) || pl.Called() == name || (pl.name != nil && now != was) {
 			return
 		}
 		p = pl.Named(name)
@@ -424,7 +455,7 @@ func (b *Binding) Released(was *State, at *Place, name string) {
 	}
 	here := held.goesBy(name)
 	if at != nil {
-		here = here || held.is(at) && (name == "" || held.Name == "")
+		here = here || held.is(at) && (name == "" || held.name == nil)
 	} else {
 		here = here || !now.since(was) && name == ""
 	}

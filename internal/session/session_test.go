@@ -383,9 +383,9 @@ func TestAStaleForgetDoesNothing(t *testing.T) {
 
 func TestAnsweredNamesAnAddressAndNothingElse(t *testing.T) {
 	bare := NewPlace("10.0.0.1:80", 0, 0)
-	bare.Bare = true
+	bare.SetBare(true)
 	elsewhere := NewPlace("10.0.0.2:80", 0, 1)
-	elsewhere.Bare = true
+	elsewhere.SetBare(true)
 	for _, tc := range []struct {
 		name string
 		was  *Place
@@ -408,7 +408,7 @@ func TestAnsweredNamesAnAddressAndNothingElse(t *testing.T) {
 func TestAnAddressThatAnswersUnderAnotherNameIsAMove(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bare := NewPlace("10.0.0.1:80", 0, 0)
-		bare.Bare = true
+		bare.SetBare(true)
 		s, bd := in(bare)
 		moves := told(s)
 		was := bd.Load()
@@ -424,7 +424,7 @@ func TestAnAddressThatAnswersUnderAnotherNameIsAMove(t *testing.T) {
 
 func TestAStreamAtAnAddressThatHasAnotherNameIsLeft(t *testing.T) {
 	bare := NewPlace("10.0.0.1:80", 0, 0)
-	bare.Bare = true
+	bare.SetBare(true)
 	_, bd := in(bare.Named("game-1"))
 	_, left := note(bd, bare.Named("game-1"))
 	_, unknown := note(bd, bare)
@@ -446,7 +446,7 @@ func TestALateMovedThroughAProxyDoesNothing(t *testing.T) {
 
 func TestReleasedForgetsOnlyTheServerThatSaidSo(t *testing.T) {
 	bare := NewPlace("10.0.0.1:80", 0, 0)
-	bare.Bare = true
+	bare.SetBare(true)
 	for _, tc := range []struct {
 		name  string
 		lives *Place
