@@ -53,7 +53,7 @@ func (c *child) update(state resolver.State, lazy bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.lb == nil && lazy && !c.wanted {
-		c.waiting = &state
+		c.waiting = new(state) // a copy: the parameter need not be on the heap
 		return
 	}
 	c.startLocked(state)

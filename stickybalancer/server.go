@@ -174,15 +174,15 @@ func (s *server) noteReport() {
 // and names the connection, unless a wrapper between us and gRPC adds to it.
 func (s *server) currentTarget(l *load) target {
 	t := target{conn: s.live, place: s.place}
-	a := aside{load: l}
+	var asked balancer.Picker
 	if s.state() == connectivity.Ready { // else only calls that belong to it, for it is not healthy
 		r, err := s.child.picker.Pick(balancer.PickInfo{})
 		if err != nil || r.Done != nil || r.Metadata != nil || r.SubConn != s.live.SubConn {
-			a.picker = s.child.picker
+			asked = s.child.picker
 		}
 	}
-	if a.picker != nil || a.load != nil {
-		t.aside = &a
+	if asked != nil || l != nil {
+		t.aside = &aside{asked, l}
 	}
 	return t
 }

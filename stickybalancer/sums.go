@@ -54,7 +54,7 @@ func (p *policy) refreshLocked(s *server) {
 		go s.child.connect() // has come into the subset
 	}
 
-	v := &view{phase: away, known: s.known(), kept: s.kept(), draining: drains, weight: s.weight, target: target{place: s.place}}
+	v := view{phase: away, known: s.known(), kept: s.kept(), draining: drains, weight: s.weight, target: target{place: s.place}}
 	var idler *child
 	switch {
 	case s.live != nil:
@@ -78,15 +78,15 @@ func (p *policy) refreshLocked(s *server) {
 	if old.home != v.home {
 		p.homes.moved = append(p.homes.moved, s)
 	}
-	p.loads.weighLocked(old, v)
+	p.loads.weighLocked(old, &v)
 	if old.phase != v.phase || old.known != v.known || old.kept != v.kept || old.draining != v.draining ||
 		old.weight != v.weight || old.home != v.home || !old.target.is(v.target) || old.idleChild() != idler {
 		p.changed = true
 		p.revision.Add(1) // before pickers can see it
-		s.view.Store(v)
+		s.view.Store(new(v))
 		p.homes.seatLocked(s)
 	} else if old.failure() != v.failure() {
-		s.view.Store(v) // only words in an error: no call waits for them
+		s.view.Store(new(v)) // only words in an error: no call waits for them
 	}
 
 	ring := noRing
