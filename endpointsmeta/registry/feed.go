@@ -40,10 +40,12 @@ type feed struct {
 
 	watches   watcher
 	records   map[string]Instance
-	revisions map[string]int64   // of all keys, those of no use too
-	warned    map[string]int64   // the revisions of bad records that were warned of
-	header    *pb.ResponseHeader // the newest seen
-	listed    bool               // there is a list, here or with whoever asked
+	sorted    []Instance          // the last list, which nobody changes
+	changed   map[string]struct{} // keys whose records are not as they were in it
+	revisions map[string]int64    // of all keys, those of no use too
+	warned    map[string]int64    // the revisions of bad records that were warned of
+	header    *pb.ResponseHeader  // the newest seen
+	listed    bool                // there is a list, here or with whoever asked
 }
 
 func newFeed(cli *clientv3.Client, service string) *feed {
@@ -52,6 +54,7 @@ func newFeed(cli *clientv3.Client, service string) *feed {
 		prefix:    service + "/",
 		probe:     probeInterval,
 		records:   make(map[string]Instance),
+		changed:   make(map[string]struct{}),
 		revisions: make(map[string]int64),
 		warned:    make(map[string]int64),
 	}
@@ -126,7 +129,9 @@ func (f *feed) list(ctx context.Context) error {
 	f.listed = true
 	f.header = resp.Header
 	clear(f.records)
+	clear(f.changed)
 	clear(f.revisions)
+	f.sorted = nil
 	for _, kv := range resp.Kvs {
 		f.put(string(kv.Key), kv.Value, kv.ModRevision)
 	}
@@ -150,6 +155,7 @@ func (f *feed) put(key string, value []byte, revision int64) {
 	if err == nil && !utf8.ValidString(key) {
 		err = errors.New("registry: key must be UTF-8")
 	}
+	f.changed[key] = struct{}{}
 	if err == nil {
 		f.records[key] = i
 		delete(f.warned, key)
@@ -160,6 +166,14 @@ func (f *feed) put(key string, value []byte, revision int64) {
 		f.warned[key] = revision
 		logger.Warningf("skipping the record %q: %v", key, err)
 	}
+}
+
+// gone takes one record away.
+func (f *feed) gone(key string) {
+	f.changed[key] = struct{}{}
+	delete(f.records, key)
+	delete(f.revisions, key)
+	delete(f.warned, key)
 }
 
 // watch follows changes until the watch ends, and reports false if ctx did.
@@ -250,9 +264,7 @@ func (f *feed) watch(ctx context.Context, back <-chan struct{}, list func([]Inst
 			for _, ev := range resp.Events {
 				key := string(ev.Kv.Key)
 				if ev.Type == clientv3.EventTypeDelete {
-					delete(f.records, key)
-					delete(f.revisions, key)
-					delete(f.warned, key)
+					f.gone(key)
 				} else {
 					f.put(key, ev.Kv.Value, ev.Kv.ModRevision)
 				}
@@ -320,11 +332,32 @@ func (f *feed) missed(l lookResult) map[string]int64 {
 	return missed
 }
 
+// instances returns the list, which is not to be changed. Only what has changed since the
+// last one is sorted: it is put among the others, which are as they were.
 func (f *feed) instances() []Instance {
-	s := make([]Instance, 0, len(f.records))
-	for _, i := range f.records {
-		s = append(s, i)
+	if len(f.changed) == 0 && f.sorted != nil {
+		return f.sorted
 	}
-	sortInstances(s)
-	return s
+	var fresh []Instance
+	for key := range f.changed {
+		if i, ok := f.records[key]; ok {
+			fresh = append(fresh, i)
+		}
+	}
+	sortInstances(fresh)
+	list := make([]Instance, 0, len(f.records))
+	for n := range f.sorted {
+		old := &f.sorted[n]
+		if _, ok := f.changed[old.Key]; ok {
+			continue
+		}
+		for len(fresh) > 0 && fresh[0].compare(old) < 0 {
+			list = append(list, fresh[0])
+			fresh = fresh[1:]
+		}
+		list = append(list, *old)
+	}
+	f.sorted = append(list, fresh...)
+	clear(f.changed)
+	return f.sorted
 }
