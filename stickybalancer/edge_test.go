@@ -171,6 +171,25 @@ func TestAttributesThatCannotBeComparedCountAsChanged(t *testing.T) {
 	})
 }
 
+// dialErrors is an error of a dialer that tells of several.
+type dialErrors []error
+
+func (dialErrors) Error() string { return "no way" }
+
+func TestErrorsThatCannotBeComparedCountAsOthers(t *testing.T) {
+	drive(t, `{}`, func(t *testing.T, d *driver) {
+		d.list(ep("a"))
+		fail := func() {
+			d.deliver(d.conn("a"), connectivity.Connecting)
+			d.conn("a").listener(balancer.SubConnState{ConnectivityState: connectivity.TransientFailure, ConnectionError: dialErrors{}})
+			synctest.Wait()
+		}
+		fail()
+		d.deliver(d.conn("a"), connectivity.Idle)
+		require.NotPanics(t, fail)
+	})
+}
+
 func TestOfTwoServersWithOneIDAndOneFirstAddressTheOrderDecidesNothing(t *testing.T) {
 	drive(t, `{}`, func(t *testing.T, d *driver) {
 		x, y := dual("s", "a1", "a2"), dual("s", "a1", "a3")

@@ -85,7 +85,7 @@ func (p *policy) refreshLocked(s *server) {
 		p.revision.Add(1) // before pickers can see it
 		s.view.Store(new(v))
 		p.homes.seatLocked(s)
-	} else if old.failure() != v.failure() {
+	} else if !sameError(old.failure(), v.failure()) {
 		s.view.Store(new(v)) // only words in an error: no call waits for them
 	}
 
