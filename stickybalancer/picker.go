@@ -87,9 +87,9 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 	switch {
 	case !c.refused:
 	case res.Metadata == nil:
-		res.Metadata = refusedMark
+		res.Metadata = metadata.Pairs(callctx.RefusedHeader, "1") // a parent may add to it, as that of RLS does
 	default:
-		res.Metadata = metadata.Join(res.Metadata, refusedMark)
+		res.Metadata = metadata.Join(res.Metadata, metadata.Pairs(callctx.RefusedHeader, "1"))
 	}
 	switch {
 	case c.done == nil:
@@ -102,9 +102,6 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 	}
 	return res, err
 }
-
-// refusedMark is only read, by gRPC too.
-var refusedMark = metadata.Pairs(callctx.RefusedHeader, "1")
 
 func both(f, g func(balancer.DoneInfo)) func(balancer.DoneInfo) {
 	return func(info balancer.DoneInfo) { f(info); g(info) }
