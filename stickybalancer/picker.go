@@ -46,6 +46,7 @@ type choice struct {
 	err    error
 
 	refused bool // another server has refused the call, or its session
+	held    bool // the server has the session, or the one that had it says so
 }
 
 func queue() choice { return choice{err: balancer.ErrNoSubConnAvailable} }
@@ -75,7 +76,7 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 	}
 	c := p.choose(named)
 	if named != nil {
-		c.refused = (c.refused || len(named.Not) > 0) && !named.Required
+		c.refused = (c.refused || len(named.Not) > 0) && !c.held && !named.Required
 	}
 	if v != nil && v.Route != nil {
 		c.note(v.Route)
