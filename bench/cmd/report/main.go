@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -34,14 +35,15 @@ func run(ctx context.Context, count int, benchtime string, quick, checkOnly bool
 		return fmt.Errorf("no package bench: %w", err)
 	}
 	dir := strings.TrimSpace(string(out))
-	patterns := budgeted
-	if !quick && !checkOnly {
-		patterns = []string{"."}
+	jobs := all
+	if quick || checkOnly {
+		jobs = budgeted
 	}
 	if checkOnly {
+		jobs = slices.DeleteFunc(slices.Clone(jobs), func(j job) bool { return j.slow })
 		count, benchtime = 3, "20ms"
 	}
-	s, raw, err := measure(ctx, dir, patterns, count, benchtime)
+	s, raw, err := measure(ctx, filepath.Dir(dir), jobs, count, benchtime)
 	if err != nil {
 		return err
 	}

@@ -67,6 +67,7 @@ func TestTheCheckAllowsNoiseAndNoMoreAllocations(t *testing.T) {
 		{"an allocation", budget{limit: 0, exact: true}, 1, false},
 		{"no allocation", budget{limit: 0, exact: true}, 0, true},
 		{"two cores, and neighbours", budget{limit: 1, quiet: true}, 5, true},
+		{"a slow rival", budget{limit: 1, slow: true}, 5, true},
 		{"not a number", budget{limit: 1}, math.NaN(), false},
 	} {
 		tc.b.value = func(samples) []float64 { return []float64{tc.x} }
