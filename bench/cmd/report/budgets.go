@@ -94,6 +94,7 @@ func budgets() (bs []budget) {
 		return fmt.Sprintf("%s/n=%d%s/policy=%s", bench, n, rest, policy)
 	}
 	add(budget{what: "bring-up, N = 1,000", limit: 1. / 20, over: 0.06, value: ratio(at("BringUp", 1000, "", ours), at("BringUp", 1000, "", robin), "ns/op")})
+	add(budget{what: "bring-up, N = 10,000", limit: 1. / 200, slow: true, value: ratio(at("BringUp", 10_000, "", ours), at("BringUp", 10_000, "", robin), "ns/op")})
 	add(budget{what: "bring-up, growth exponent from 1,000 to 10,000", limit: 1.15, over: 1.2,
 		value: exponent(at("BringUp", 1000, "", ours), at("BringUp", 10_000, "", ours))})
 	for _, n := range []int{1000, 10_000} {

@@ -31,7 +31,6 @@ func (r report) markdown() string {
 	for _, b := range r.budgets {
 		w.WriteString(b.row(r.samples))
 	}
-	w.WriteString("\nNot here: bring-up of `round_robin` at 10,000, which takes minutes and 13 GiB.\n")
 	w.WriteString("\n## Plots\n\n")
 	for _, p := range plots {
 		fmt.Fprintf(&w, "![%s](plots/%s.svg)\n\n", p.title, p.file)

@@ -25,13 +25,17 @@ var budgeted = []job{
 	{"bench", `^BenchmarkBalance$/./^way=homing$`, false},
 	{"bench", `^BenchmarkRPC$/./^kind=unary$/^setup=(plain|key-ctx|read)$`, false},
 	{"bench", `^BenchmarkRPCInTurn$/./^kind=unary$`, false},
+	slowBringUp,
 	burst,
 }
 
 // all is every benchmark, and one that needs etcd, which module bench has not.
-var all = []job{{"bench", ".", false}, burst}
+var all = []job{{"bench", ".", false}, slowBringUp, burst}
 
-var burst = job{"e2e", "^BenchmarkBurst$", true}
+var (
+	slowBringUp = job{"bench", "^BenchmarkBringUp$/^n=10000$/^policy=round_robin$", true}
+	burst       = job{"e2e", "^BenchmarkBurst$", true}
+)
 
 // measure runs jobs count times. Each is a process in each repetition, so that what is slow
 // for a while is so for ours and for rivals. It returns all output too.
