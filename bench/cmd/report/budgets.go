@@ -121,7 +121,7 @@ func budgets() (bs []budget) {
 	}
 	add(budget{what: "memory of an idle endpoint, N = 1,000", limit: 1.1, over: 1.4,
 		value: ratio(at("Memory", 1000, "", ours), at("Memory", 1000, "", robin), "B/endpoint")})
-	add(budget{what: "memory of the homes' table, N = 1,000, MB", limit: 1.2, value: number(at("Table", 1000, "", ours), "MB/first")})
+	add(budget{what: "memory of the homes' table, N = 1,000, MB", limit: 1.2, value: number("Balance/n=1000/way=homing", "MB/first")})
 
 	add(budget{what: "a burst of 3,000 registrations until the last gets traffic", limit: 1. / 15, slow: true,
 		why: "the resolver makes and sorts a list for each event of the watch, and hands on the newest only", value: ratio(at("Burst", 3000, "", ours), at("Burst", 3000, "", robin), "ns/op")})

@@ -40,10 +40,10 @@ func run(ctx context.Context, count int, benchtime string, quick, checkOnly bool
 		jobs = budgeted
 	}
 	if checkOnly {
-		jobs = slices.DeleteFunc(slices.Clone(jobs), func(j job) bool { return j.slow })
+		jobs = slices.DeleteFunc(slices.Clone(jobs), func(j job) bool { return j.slow || j.quiet })
 		count, benchtime = 3, "20ms"
 	}
-	s, raw, err := measure(ctx, filepath.Dir(dir), jobs, count, benchtime)
+	s, raw, err := measure(ctx, filepath.Dir(dir), jobs, count, benchtime, checkOnly)
 	if err != nil {
 		return err
 	}

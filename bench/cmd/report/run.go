@@ -14,32 +14,36 @@ type job struct {
 	module  string // a directory beside bench
 	pattern string // the brackets of -bench match level by level
 	slow    bool   // with the flag -slow, and each benchmark once: not for the check
+	counts  bool   // nothing is timed: the check does with one repetition
+	quiet   bool   // only for rows that the check leaves out
 }
 
 // budgeted is what budgets read.
 var budgeted = []job{
-	{"bench", `^BenchmarkPick(Parallel)?$/^n=(1000|10000)$/^call=(none|key-ctx|session|id-ctx|key-metadata)$/^policy=(custom_)?round_robin$`, false},
-	{"bench", `^BenchmarkLookup$/^n=(1000|10000)$/^way=(round_robin|homing)$`, false},
-	{"bench", `^Benchmark(BringUp|ConnectionLost|Memory|Table)$/^n=(1000|10000)$/^policy=(custom_)?round_robin$`, false},
-	{"bench", `^Benchmark(SameList|Change)$/^n=1000$/./^policy=(custom_)?round_robin$`, false},
-	{"bench", `^BenchmarkBalance$/./^way=homing$`, false},
-	{"bench", `^BenchmarkRPC$/./^kind=unary$/^setup=(plain|key-ctx|read)$`, false},
-	{"bench", `^BenchmarkRPCInTurn$/./^kind=unary$`, false},
+	{module: "bench", pattern: `^BenchmarkPick$/^n=(1000|10000)$/^call=(none|key-ctx|session|id-ctx|key-metadata)$/^policy=(custom_)?round_robin$`},
+	{module: "bench", pattern: `^BenchmarkPickParallel$/^n=(1000|10000)$/^call=(none|key-ctx|session|id-ctx)$/^policy=(custom_)?round_robin$`, quiet: true},
+	{module: "bench", pattern: `^BenchmarkLookup$/^n=(1000|10000)$/^way=(round_robin|homing)$`},
+	{module: "bench", pattern: `^Benchmark(BringUp|ConnectionLost)$/^n=(1000|10000)$/^policy=(custom_)?round_robin$`},
+	{module: "bench", pattern: `^Benchmark(SameList|Change)$/^n=1000$/./^policy=(custom_)?round_robin$`},
+	{module: "bench", pattern: `^BenchmarkBalance$/^n=(100|1000|10000)$/^way=homing$`, counts: true},
+	{module: "bench", pattern: `^BenchmarkMemory$/^n=1000$/^policy=(custom_)?round_robin$`, counts: true},
+	{module: "bench", pattern: `^BenchmarkRPC$/./^kind=unary$/^setup=(plain|key-ctx|read)$`},
+	{module: "bench", pattern: `^BenchmarkRPCInTurn$/./^kind=unary$`},
 	slowBringUp,
 	burst,
 }
 
 // all is every benchmark, and one that needs etcd, which module bench has not.
-var all = []job{{"bench", ".", false}, slowBringUp, burst}
+var all = []job{{module: "bench", pattern: "."}, slowBringUp, burst}
 
 var (
-	slowBringUp = job{"bench", "^BenchmarkBringUp$/^n=10000$/^policy=round_robin$", true}
-	burst       = job{"e2e", "^BenchmarkBurst$", true}
+	slowBringUp = job{module: "bench", pattern: "^BenchmarkBringUp$/^n=10000$/^policy=round_robin$", slow: true}
+	burst       = job{module: "e2e", pattern: "^BenchmarkBurst$", slow: true}
 )
 
-// measure runs jobs count times. Each is a process in each repetition, so that what is slow
+// measure runs jobs count times, but those of counts once for a check. Each is a process in each repetition, so that what is slow
 // for a while is so for ours and for rivals. It returns all output too.
-func measure(ctx context.Context, root string, jobs []job, count int, benchtime string) (samples, []byte, error) {
+func measure(ctx context.Context, root string, jobs []job, count int, benchtime string, check bool) (samples, []byte, error) {
 	tmp, err := os.MkdirTemp("", "bench")
 	if err != nil {
 		return nil, nil, err
@@ -61,6 +65,9 @@ func measure(ctx context.Context, root string, jobs []job, count int, benchtime 
 	for i := range count {
 		start := time.Now()
 		for _, j := range jobs {
+			if check && j.counts && i > 0 {
+				continue
+			}
 			args := []string{"-test.run=^$", "-test.bench=" + j.pattern, "-test.benchtime=" + benchtime}
 			if j.slow {
 				args = append(args, "-test.benchtime=1x", "-slow")
