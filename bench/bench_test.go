@@ -82,8 +82,8 @@ var picks = []call{
 	}},
 }
 
-// contexts are calls that differ in what else their context holds. It costs the same at any
-// size, and is measured at 1,000.
+// contexts are calls that differ in what else their context holds, which costs the same at
+// any size.
 var contexts = []call{
 	{"none-unmarked", []subject{roundRobin, ours}, 1, func(subject, int, int) context.Context { return bg }},
 	{"none-deep", []subject{roundRobin, ours, noHeaders}, 1, func(s subject, _, _ int) context.Context {
@@ -116,24 +116,27 @@ func keyInContext(s subject, _, i int) context.Context {
 }
 
 // BenchmarkPick is one pick: all endpoints are READY, the context is made.
-func BenchmarkPick(b *testing.B) {
-	eachPick(b, func(b *testing.B, p balancer.Picker, calls []balancer.PickInfo) {
-		i := 0
-		for b.Loop() {
-			if _, err := p.Pick(calls[i]); err != nil {
-				b.Fatal(err)
-			}
-			if i++; i == len(calls) {
-				i = 0
-			}
+func BenchmarkPick(b *testing.B) { eachPick(b, sizes, picks, alone) }
+
+// BenchmarkPickContext is BenchmarkPick for calls whose context holds more, or other things.
+func BenchmarkPickContext(b *testing.B) { eachPick(b, []int{1000}, contexts, alone) }
+
+func alone(b *testing.B, p balancer.Picker, calls []balancer.PickInfo) {
+	i := 0
+	for b.Loop() {
+		if _, err := p.Pick(calls[i]); err != nil {
+			b.Fatal(err)
 		}
-	})
+		if i++; i == len(calls) {
+			i = 0
+		}
+	}
 }
 
 // BenchmarkPickParallel is BenchmarkPick on all cores at once, which shows what
 // picks write to memory that they share.
 func BenchmarkPickParallel(b *testing.B) {
-	eachPick(b, func(b *testing.B, p balancer.Picker, calls []balancer.PickInfo) {
+	eachPick(b, sizes, picks, func(b *testing.B, p balancer.Picker, calls []balancer.PickInfo) {
 		b.RunParallel(func(pb *testing.PB) {
 			i := 0
 			for pb.Next() {
@@ -149,12 +152,8 @@ func BenchmarkPickParallel(b *testing.B) {
 	})
 }
 
-func eachPick(b *testing.B, run func(b *testing.B, p balancer.Picker, calls []balancer.PickInfo)) {
+func eachPick(b *testing.B, sizes []int, calls []call, run func(b *testing.B, p balancer.Picker, calls []balancer.PickInfo)) {
 	for _, n := range sizes {
-		calls := picks
-		if n == 1000 {
-			calls = slices.Concat(picks, contexts)
-		}
 		for i, c := range calls {
 			for _, s := range c.subjects {
 				if !s.affords(n) {
@@ -188,14 +187,19 @@ type warmKey struct {
 	n int
 }
 
-// kept are the rigs of benchmarks that leave them as they were. To bring one up is slow
-// under some policies.
+// kept are the rigs of benchmarks that leave them as they were, with a table of homes. To
+// bring one up is slow under some policies.
 var kept = map[warmKey]*rig{}
 
 func warm(b *testing.B, s subject, n int) *rig {
 	k := warmKey{s, n}
 	if kept[k] == nil {
 		kept[k] = s.ready(b, n)
+		if s.policy == ours.policy { // the first key has the table made, aside
+			p, _ := kept[k].channel.newest()
+			_, _ = p.Pick(balancer.PickInfo{Ctx: affinity.WithKey(bg, "first")})
+			quiet()
+		}
 	}
 	return kept[k]
 }

@@ -159,11 +159,15 @@ func short(v float64) string {
 
 func (t *table) markdown() string {
 	var w strings.Builder
+	// Where setups are columns, the one to compare with is the first.
+	if i := slices.Index(t.columns, "p50-ns:plain"); i > 0 {
+		t.columns = slices.Insert(slices.Delete(t.columns, i, i+1), 0, "p50-ns:plain")
+	}
 	first := "N ="
 	if _, err := strconv.Atoi(t.columns[0]); err != nil {
 		first = ""
 	}
-	fmt.Fprintf(&w, "### %s\n\n| %s | %s |\n|---|%s\n", t.title, first, strings.Join(t.columns, " | "), strings.Repeat("---:|", len(t.columns)))
+	fmt.Fprintf(&w, "### %s\n\n| %s | %s |\n|---|%s\n", t.title, first, strings.ReplaceAll(strings.Join(t.columns, " | "), "p50-ns:", "p50, "), strings.Repeat("---:|", len(t.columns)))
 	for _, row := range t.rows {
 		fmt.Fprintf(&w, "| %s |", row)
 		for _, c := range t.columns {
