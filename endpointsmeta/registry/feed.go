@@ -27,6 +27,8 @@ const (
 	doubts           = 3   // looks in a row that differ, until the records are listed again
 	fullLook         = 12  // each of so many looks reads all keys, not only their count,
 	fewKeys          = 100 // if there are more than so many
+
+	burst = 1000 // responses of a watch that may be one change
 )
 
 // A feed follows the records of one service: it lists, watches, and lists again
@@ -254,25 +256,50 @@ func (f *feed) watch(ctx context.Context, back <-chan struct{}, list func([]Inst
 				list(f.instances())
 			}
 		case resp, ok := <-changes:
-			if !ok || resp.Err() != nil {
-				if ctx.Err() == nil {
-					logger.Infof("the watch of %q ended, listing again: %v", f.prefix, resp.Err())
-				}
-				return ctx.Err() == nil
-			}
-			f.header = resp.Header
-			for _, ev := range resp.Events {
-				key := string(ev.Kv.Key)
-				if ev.Type == clientv3.EventTypeDelete {
-					f.gone(key)
-				} else {
-					f.put(key, ev.Kv.Value, ev.Kv.ModRevision)
-				}
-			}
-			if len(resp.Events) > 0 {
+			ended, changed := f.take(changes, resp, ok)
+			if changed {
 				failed = false
 				list(f.instances())
 			}
+			if ended != nil {
+				if ctx.Err() == nil {
+					logger.Infof("the watch of %q ended, listing again: %v", f.prefix, ended)
+				}
+				return ctx.Err() == nil
+			}
+		}
+	}
+}
+
+var errWatchClosed = errors.New("its channel was closed")
+
+// take takes in a response of a watch, and those that wait behind it, up to a bound: one
+// list for all of a burst. It returns why the watch has ended, nil if it has not, and whether there was
+// anything.
+func (f *feed) take(changes clientv3.WatchChan, resp clientv3.WatchResponse, ok bool) (ended error, changed bool) {
+	for n := 1; ; n++ {
+		if !ok {
+			return errWatchClosed, changed
+		}
+		if err := resp.Err(); err != nil {
+			return err, changed
+		}
+		f.header = resp.Header
+		for _, ev := range resp.Events {
+			changed = true
+			if key := string(ev.Kv.Key); ev.Type == clientv3.EventTypeDelete {
+				f.gone(key)
+			} else {
+				f.put(key, ev.Kv.Value, ev.Kv.ModRevision)
+			}
+		}
+		if n == burst {
+			return nil, changed // what there is must not wait for an end that does not come
+		}
+		select {
+		case resp, ok = <-changes:
+		default:
+			return nil, changed
 		}
 	}
 }
