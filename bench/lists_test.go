@@ -21,8 +21,8 @@ var slow = flag.Bool("slow", false, "benchmarks: also round_robin's bring-up at 
 // ring_hash connects what is picked, and so has no bring-up to compare.
 func BenchmarkBringUp(b *testing.B) {
 	for _, n := range sizes {
-		for _, s := range lists {
-			if n > 1000 && s != ours && !(*slow && s == roundRobin) {
+		for _, s := range append(lists, floor) {
+			if n > 1000 && s != ours && s != floor && !(*slow && s == roundRobin) {
 				continue
 			}
 			b.Run(fmt.Sprintf("n=%d/policy=%s", n, s.label), func(b *testing.B) {

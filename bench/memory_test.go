@@ -15,7 +15,7 @@ import (
 // what a channel of n takes, without the list and the connections, over n.
 func BenchmarkMemory(b *testing.B) {
 	for _, n := range []int{100, 1000, 10_000} {
-		for _, s := range []subject{roundRobin, weightedRobin, leastRequest, theRecipe, ours} {
+		for _, s := range []subject{roundRobin, weightedRobin, leastRequest, theRecipe, ours, floor} {
 			if !s.affords(n) {
 				continue
 			}
