@@ -20,7 +20,7 @@ type job struct {
 
 // budgeted is what budgets read.
 var budgeted = []job{
-	{module: "bench", pattern: `^BenchmarkPick$/^n=(1000|10000)$/^call=(none|key-ctx|session|id-ctx|key-metadata)$/^policy=(custom_)?round_robin$`},
+	{module: "bench", pattern: `^BenchmarkPick$/^n=(1000|10000)$/^call=(none|key-ctx|session|id-ctx|id-metadata|key-metadata)$/^policy=(custom_)?round_robin$`},
 	{module: "bench", pattern: `^BenchmarkPickParallel$/^n=(1000|10000)$/^call=(none|key-ctx|session|id-ctx)$/^policy=(custom_)?round_robin$`, quiet: true},
 	{module: "bench", pattern: `^BenchmarkLookup$/^n=(1000|10000)$/^way=(round_robin|homing)$`},
 	{module: "bench", pattern: `^Benchmark(BringUp|ConnectionLost)$/^n=(1000|10000)$/^policy=(custom_)?round_robin$`},
