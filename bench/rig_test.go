@@ -58,12 +58,7 @@ type conn struct {
 	shut     bool
 }
 
-type noMetrics struct{ stats.MetricsRecorder }
-
-func (noMetrics) RecordInt64Count(*stats.Int64CountHandle, int64, ...string)       {}
-func (noMetrics) RecordFloat64Histo(*stats.Float64HistoHandle, float64, ...string) {}
-
-func (*channel) MetricsRecorder() stats.MetricsRecorder              { return noMetrics{} }
+func (*channel) MetricsRecorder() stats.MetricsRecorder              { return stats.UnimplementedMetricsRecorder{} }
 func (*channel) Target() string                                      { return "bench:///n" }
 func (*channel) ResolveNow(resolver.ResolveNowOptions)               {}
 func (c *channel) RemoveSubConn(sc balancer.SubConn)                 { sc.Shutdown() }

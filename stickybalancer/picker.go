@@ -36,6 +36,15 @@ type picker struct {
 	revision *atomic.Uint64 // the policy's
 	made     uint64         // at this one
 	settled  bool           // ids never listed are waited for no longer
+	meter    *meter         // counts picks; nil if nobody records that
+}
+
+// counted is a picker whose picks are counted. It takes no short cut, so those who
+// count nothing need not be asked whether they do.
+type counted struct{ *picker }
+
+func (p counted) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
+	return p.pick(info, callctx.From(info.Ctx))
 }
 
 // choice is where an attempt goes, or why it goes nowhere.
@@ -62,7 +71,7 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 			h.Key = outgoing(info.Ctx, p.cfg.keyHeader)
 		}
 		h.Derive()
-		if v == nil || v.Route == nil { // it takes a turn: who is to be told of must not come here
+		if (v == nil || v.Route == nil) && p.meter == nil { // it takes a turn: who is to be told of must not come here
 			if c := p.quickByHeaders(&h); c != nil {
 				return balancer.PickResult{SubConn: c.SubConn}, nil
 			}
@@ -81,9 +90,15 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 		c.note(v.Route)
 	}
 	if c.err != nil {
+		if p.meter != nil {
+			p.meter.picked(info.Ctx, c.why, c.err)
+		}
 		return balancer.PickResult{}, c.err
 	}
 	res, err := c.target.pick(info)
+	if p.meter != nil {
+		p.meter.picked(info.Ctx, c.why, err)
+	}
 	switch {
 	case !c.refused:
 	case res.Metadata == nil:

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/connectivity"
+	estats "google.golang.org/grpc/experimental/stats"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/serviceconfig"
@@ -31,7 +32,8 @@ import (
 // panics, which is the point.
 type fakeChannel struct {
 	balancer.ClientConn
-	t *testing.T
+	t        *testing.T
+	recorder estats.MetricsRecorder // nil: nobody records
 
 	mu        sync.Mutex
 	conns     []*fakeConn // in the order they were made
@@ -77,6 +79,13 @@ func (f *fakeChannel) UpdateState(s balancer.State) {
 	f.published++
 }
 
+func (f *fakeChannel) MetricsRecorder() estats.MetricsRecorder {
+	if f.recorder == nil {
+		return estats.UnimplementedMetricsRecorder{}
+	}
+	return f.recorder
+}
+
 func (c *fakeConn) Connect() {
 	c.channel.mu.Lock()
 	defer c.channel.mu.Unlock()
@@ -109,8 +118,13 @@ type driver struct {
 // drive runs f in a bubble of fake time with a new policy.
 func drive(t *testing.T, config string, f func(t *testing.T, d *driver)) {
 	t.Helper()
+	driveWith(t, nil, config, f)
+}
+
+func driveWith(t *testing.T, recorder estats.MetricsRecorder, config string, f func(t *testing.T, d *driver)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		d := &driver{t: t, channel: &fakeChannel{t: t}}
+		d := &driver{t: t, channel: &fakeChannel{t: t, recorder: recorder}}
 		d.lb = balancer.Get(Name).Build(d.channel, balancer.BuildOptions{})
 		d.lb.(*policy).turns.n.Store(0) // far from where it wraps: tests count exactly
 		d.configure(config)

@@ -69,6 +69,9 @@ func (p *picker) chooseNew(v *callctx.Value) choice {
 // learn makes what was chosen the place of a session that still is in state old.
 func (p *picker) learn(b *session.Binding, old *session.State, why session.Reason, c *choice) bool {
 	next := session.Tentative(old, c.target.place, why)
+	if p.meter != nil {
+		next.OnMove = p.meter.onMove
+	}
 	c.done, c.refused = b.Join(next), len(next.Not) > 0
 	return b.Change(old, next)
 }
