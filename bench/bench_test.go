@@ -20,11 +20,14 @@ var sizes = []int{3, 10, 100, 1000, 10_000}
 // entries a server for each server.
 func (s subject) affords(n int) bool {
 	switch s {
-	case ours, noHeaders, roundRobin, weightedRobin, leastRequest:
+	case ours, recorded, noHeaders, roundRobin, weightedRobin, leastRequest:
 		return true
 	}
 	return n <= 1000
 }
+
+// intercepted reports whether calls carry the mark of the client interceptor.
+func (s subject) intercepted() bool { return s == ours || s == recorded }
 
 // picks are the calls that are compared. The first subject of a kind of call is the
 // one to compare with: round_robin, whose calls say nothing. Calls that name something name one thing all the time, so
@@ -36,51 +39,51 @@ var picks = []struct {
 	many     int
 	ctx      func(s subject, n, i int) context.Context
 }{
-	{"none", []subject{roundRobin, weightedRobin, leastRequest, theRecipe, ours, noHeaders}, 1, func(s subject, _, _ int) context.Context {
-		if s == ours {
+	{"none", []subject{roundRobin, weightedRobin, leastRequest, theRecipe, ours, recorded, noHeaders}, 1, func(s subject, _, _ int) context.Context {
+		if s.intercepted() {
 			return marked(bg)
 		}
 		return bg
 	}},
 	{"none-unmarked", []subject{roundRobin, ours}, 1, func(subject, int, int) context.Context { return bg }},
-	{"none-deep", []subject{roundRobin, ours, noHeaders}, 1, func(s subject, _, _ int) context.Context {
-		if s == ours {
+	{"none-deep", []subject{roundRobin, ours, recorded, noHeaders}, 1, func(s subject, _, _ int) context.Context {
+		if s.intercepted() {
 			return deep(marked(bg))
 		}
 		return deep(bg)
 	}},
-	{"none-among-headers", []subject{roundRobin, theRecipe, ours, noHeaders}, 1, func(s subject, _, _ int) context.Context {
-		if s == ours {
+	{"none-among-headers", []subject{roundRobin, theRecipe, ours, recorded, noHeaders}, 1, func(s subject, _, _ int) context.Context {
+		if s.intercepted() {
 			return marked(among(bg))
 		}
 		return among(bg)
 	}},
 	{"none-unmarked-among-headers", []subject{roundRobin, ours}, 1, func(subject, int, int) context.Context { return among(bg) }},
-	{"id-ctx", []subject{roundRobin, theRecipe, ours}, 1, func(s subject, n, i int) context.Context {
+	{"id-ctx", []subject{roundRobin, theRecipe, ours, recorded}, 1, func(s subject, n, i int) context.Context {
 		if s == theRecipe {
 			return recipeWith(bg, id(i%n))
 		}
 		return affinity.With(bg, id(i%n))
 	}},
-	{"id-ctx-256", []subject{roundRobin, theRecipe, ours}, 256, func(s subject, n, i int) context.Context {
+	{"id-ctx-256", []subject{roundRobin, theRecipe, ours, recorded}, 256, func(s subject, n, i int) context.Context {
 		if s == theRecipe {
 			return recipeWith(bg, id(i%n))
 		}
 		return affinity.With(bg, id(i%n))
 	}},
-	{"key-ctx", []subject{roundRobin, ours}, 1, func(_ subject, _, i int) context.Context {
+	{"key-ctx", []subject{roundRobin, ours, recorded}, 1, func(_ subject, _, i int) context.Context {
 		return affinity.WithKey(bg, fmt.Sprint("room-", i))
 	}},
-	{"key-ctx-256", []subject{roundRobin, ours}, 256, func(_ subject, _, i int) context.Context {
+	{"key-ctx-256", []subject{roundRobin, ours, recorded}, 256, func(_ subject, _, i int) context.Context {
 		return affinity.WithKey(bg, fmt.Sprint("room-", i))
 	}},
-	{"session", []subject{roundRobin, ours}, 1, func(_ subject, _, i int) context.Context {
+	{"session", []subject{roundRobin, ours, recorded}, 1, func(_ subject, _, i int) context.Context {
 		return affinity.NewSession(fmt.Sprint("room-", i)).Context(bg)
 	}},
-	{"session-256", []subject{roundRobin, ours}, 256, func(_ subject, _, i int) context.Context {
+	{"session-256", []subject{roundRobin, ours, recorded}, 256, func(_ subject, _, i int) context.Context {
 		return affinity.NewSession(fmt.Sprint("room-", i)).Context(bg)
 	}},
-	{"id-metadata", []subject{roundRobin, theRecipe, ours}, 1, func(_ subject, n, i int) context.Context {
+	{"id-metadata", []subject{roundRobin, theRecipe, ours, recorded}, 1, func(_ subject, n, i int) context.Context {
 		return idHeader(id(i % n))
 	}},
 	{"id-metadata-256", []subject{roundRobin, theRecipe, ours}, 256, func(_ subject, n, i int) context.Context {
@@ -89,7 +92,7 @@ var picks = []struct {
 	{"id-metadata-among-headers", []subject{roundRobin, theRecipe, ours}, 1, func(_ subject, n, i int) context.Context {
 		return among(idHeader(id(i % n)))
 	}},
-	{"key-metadata", []subject{roundRobin, ringHash, ringHash64k, ours}, 1, func(_ subject, _, i int) context.Context {
+	{"key-metadata", []subject{roundRobin, ringHash, ringHash64k, ours, recorded}, 1, func(_ subject, _, i int) context.Context {
 		return keyHeader(fmt.Sprint("room-", i))
 	}},
 	{"key-metadata-256", []subject{roundRobin, ringHash, ringHash64k, ours}, 256, func(_ subject, _, i int) context.Context {

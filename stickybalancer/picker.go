@@ -39,14 +39,6 @@ type picker struct {
 	meter    *meter         // counts picks; nil if nobody records that
 }
 
-// counted is a picker whose picks are counted. It takes no short cut, so those who
-// count nothing need not be asked whether they do.
-type counted struct{ *picker }
-
-func (p counted) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
-	return p.pick(info, callctx.From(info.Ctx))
-}
-
 // choice is where an attempt goes, or why it goes nowhere.
 type choice struct {
 	target *target
@@ -71,8 +63,11 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 			h.Key = outgoing(info.Ctx, p.cfg.keyHeader)
 		}
 		h.Derive()
-		if (v == nil || v.Route == nil) && p.meter == nil { // it takes a turn: who is to be told of must not come here
-			if c := p.quickByHeaders(&h); c != nil {
+		if v == nil || v.Route == nil { // it takes a turn: who is to be told of must not come here
+			if c := p.quickly(&h, p.plain); c != nil {
+				if p.meter != nil {
+					p.meter.quick(info, &h)
+				}
 				return balancer.PickResult{SubConn: c.SubConn}, nil
 			}
 		}
