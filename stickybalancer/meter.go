@@ -29,7 +29,8 @@ type meter struct {
 	stop     func() // takes the report back
 
 	counting  atomic.Bool
-	stripes   []stripe // made before counting is set
+	closed    bool     // guarded by channels.mu
+	stripes   []stripe // nil until counting is set
 	moves     *moves
 	onMove    func(session.Reason) // moves.add, made once
 	endpoints [endpointKinds]atomic.Int64
@@ -69,15 +70,27 @@ var moveReasons = [...]session.Reason{
 // newMeter returns a meter and registers it. publish is called, in a goroutine, if only
 // a collection shows that somebody records.
 func newMeter(r estats.MetricsRecorder, target string, publish func()) *meter {
-	m := &meter{recorder: r, target: target, publish: publish, stripes: newStripes(), moves: new(moves)}
+	m := &meter{recorder: r, target: target, publish: publish, moves: new(moves)}
 	m.onMove = m.moves.add
 	stop, recorded := register(r, m)
 	m.stop = stop
 	if recorded {
-		m.counting.Store(true)
-		channels.join(m)
+		m.begin()
 	}
 	return m
+}
+
+// begin begins to count, and reports whether nobody has before.
+func (m *meter) begin() bool {
+	m.flushing.Lock()
+	defer m.flushing.Unlock()
+	if m.counting.Load() {
+		return false
+	}
+	m.stripes = newStripes()
+	m.counting.Store(true)
+	channels.join(m)
+	return true
 }
 
 func newStripes() []stripe {
@@ -126,8 +139,7 @@ func (m *meter) sent(ctx context.Context, why string) {
 // Report implements [estats.AsyncMetricReporter]: it is called whenever the gauges are
 // collected, before counters are.
 func (m *meter) Report(r estats.AsyncMetricsRecorder) error {
-	if !m.counting.Load() && m.counting.CompareAndSwap(false, true) {
-		channels.join(m)
+	if !m.counting.Load() && m.begin() {
 		go m.publish()
 	}
 	m.flush()
@@ -171,13 +183,16 @@ func (m *meter) flush() {
 var channels = meters{byTarget: make(map[string]map[*meter]struct{})}
 
 type meters struct {
-	mu       sync.Mutex // nothing is called under it
+	mu       sync.Mutex // the innermost lock
 	byTarget map[string]map[*meter]struct{}
 }
 
 func (c *meters) join(m *meter) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if m.closed {
+		return
+	}
 	if c.byTarget[m.target] == nil {
 		c.byTarget[m.target] = make(map[*meter]struct{})
 	}
@@ -187,6 +202,7 @@ func (c *meters) join(m *meter) {
 func (c *meters) leave(m *meter) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	m.closed = true
 	if delete(c.byTarget[m.target], m); len(c.byTarget[m.target]) == 0 {
 		delete(c.byTarget, m.target)
 	}

@@ -26,6 +26,7 @@ import (
 	"github.com/homing-grpc/homing/affinity"
 	"github.com/homing-grpc/homing/endpointsmeta"
 	"github.com/homing-grpc/homing/internal/callctx"
+	"github.com/homing-grpc/homing/internal/metricstest"
 )
 
 // fakeChannel is the policy's balancer.ClientConn. What it does not implement
@@ -1181,12 +1182,17 @@ func FuzzThePolicyIsTheModel(f *testing.F) {
 func takeAWalk(t *testing.T, seed uint64, steps int, lazy bool) {
 	t.Helper()
 	w := &walk{rnd: rand.New(rand.NewPCG(seed, 17)), steps: steps}
+	if seed%2 == 1 { // picks that are counted go another way
+		w.recorder = listRecorder{new(metricstest.Recorder)}
+	}
 	w.logf("seed %d", seed)
 	w.run(t, lazy)
 }
 
 type walk struct {
 	*driver
+	recorder estats.MetricsRecorder
+
 	rnd    *rand.Rand
 	model  *model
 	steps  int
@@ -1214,7 +1220,7 @@ func (w *walk) run(t *testing.T, lazy bool) {
 		servers: map[string]*modelServer{},
 	}
 	w.answers = map[string]string{}
-	drive(t, w.config(), func(t *testing.T, d *driver) {
+	driveWith(t, w.recorder, w.config(), func(t *testing.T, d *driver) {
 		w.driver = d
 		defer func() {
 			if t.Failed() {
