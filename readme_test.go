@@ -1,12 +1,14 @@
 package homing_test
 
 import (
+	"fmt"
 	"os"
 	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/experimental/stats"
 )
 
 func TestReadmeSnippetsAreCompiledCode(t *testing.T) {
@@ -19,6 +21,21 @@ func TestReadmeSnippetsAreCompiledCode(t *testing.T) {
 	for _, s := range snippets {
 		require.Contains(t, flat(string(code)), flat(s[1]))
 	}
+}
+
+func TestReadmeListsAllMetrics(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	n := 0
+	for name := range stats.DefaultMetrics.Metrics() {
+		if !strings.HasPrefix(name, "homing.") {
+			continue
+		}
+		n++
+		d := stats.DescriptorForMetric(name)
+		require.Contains(t, string(readme), fmt.Sprintf("| `%s` | `%s` |", name, d.Unit))
+	}
+	require.Equal(t, n, strings.Count(string(readme), "\n| `homing."))
 }
 
 // flat removes the indentation, which differs.

@@ -14,8 +14,9 @@ import (
 // share one are mixed up.
 type Route struct{ r callctx.Route }
 
-// Observe returns a context whose call is noted in r. Calls that nobody observes do not
-// pay for it. Only the balancer of this module takes notes.
+// Observe returns a context whose call is noted in r, and in the routes of those who
+// observe it already. Calls that nobody observes do not pay for it. Only the balancer of
+// this module takes notes.
 func Observe(ctx context.Context, r *Route) context.Context {
 	if r == nil {
 		return ctx
@@ -24,7 +25,12 @@ func Observe(ctx context.Context, r *Route) context.Context {
 	if old := callctx.From(ctx); old != nil {
 		v = *old
 	}
-	v.Route = &r.r
+	for also := v.Route; also != nil; also = also.Also {
+		if also == &r.r {
+			return ctx // it would be told in a circle
+		}
+	}
+	r.r.Also, v.Route = v.Route, &r.r
 	return callctx.With(ctx, v)
 }
 

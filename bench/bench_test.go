@@ -21,13 +21,16 @@ var sizes = []int{3, 10, 100, 1000, 10_000}
 // entries a server for each server.
 func (s subject) affords(n int) bool {
 	switch s {
-	case ours, noHeaders, roundRobin, weightedRobin, leastRequest:
+	case ours, recorded, noHeaders, roundRobin, weightedRobin, leastRequest:
 		return true
 	case authzed:
 		return n <= 100
 	}
 	return n <= 1000
 }
+
+// intercepted reports whether calls carry the mark of the client interceptor.
+func (s subject) intercepted() bool { return s == ours || s == recorded }
 
 // A call is a kind of them, and the policies that are compared by it. The first is the one
 // to compare with: round_robin, whose calls say nothing.
@@ -42,39 +45,39 @@ type call struct {
 // time, so that what is measured is the pick, or, where the name ends in -256, many in turn,
 // so that what is measured is memory too.
 var picks = []call{
-	{"none", []subject{roundRobin, weightedRobin, leastRequest, theRecipe, ours, noHeaders}, 1, func(s subject, _, _ int) context.Context {
-		if s == ours {
+	{"none", []subject{roundRobin, weightedRobin, leastRequest, theRecipe, ours, recorded, noHeaders}, 1, func(s subject, _, _ int) context.Context {
+		if s.intercepted() {
 			return marked(bg)
 		}
 		return bg
 	}},
-	{"id-ctx", []subject{roundRobin, theRecipe, ours}, 1, func(s subject, n, i int) context.Context {
+	{"id-ctx", []subject{roundRobin, theRecipe, ours, recorded}, 1, func(s subject, n, i int) context.Context {
 		if s == theRecipe {
 			return recipeWith(bg, id(i%n))
 		}
 		return affinity.With(bg, id(i%n))
 	}},
-	{"id-ctx-256", []subject{roundRobin, theRecipe, ours}, 256, func(s subject, n, i int) context.Context {
+	{"id-ctx-256", []subject{roundRobin, theRecipe, ours, recorded}, 256, func(s subject, n, i int) context.Context {
 		if s == theRecipe {
 			return recipeWith(bg, id(i%n))
 		}
 		return affinity.With(bg, id(i%n))
 	}},
-	{"key-ctx", []subject{roundRobin, authzed, ours}, 1, keyInContext},
-	{"key-ctx-256", []subject{roundRobin, authzed, ours}, 256, keyInContext},
-	{"session", []subject{roundRobin, ours}, 1, func(_ subject, _, i int) context.Context {
+	{"key-ctx", []subject{roundRobin, authzed, ours, recorded}, 1, keyInContext},
+	{"key-ctx-256", []subject{roundRobin, authzed, ours, recorded}, 256, keyInContext},
+	{"session", []subject{roundRobin, ours, recorded}, 1, func(_ subject, _, i int) context.Context {
 		return affinity.NewSession(fmt.Sprint("room-", i)).Context(bg)
 	}},
-	{"session-256", []subject{roundRobin, ours}, 256, func(_ subject, _, i int) context.Context {
+	{"session-256", []subject{roundRobin, ours, recorded}, 256, func(_ subject, _, i int) context.Context {
 		return affinity.NewSession(fmt.Sprint("room-", i)).Context(bg)
 	}},
-	{"id-metadata", []subject{roundRobin, theRecipe, ours}, 1, func(_ subject, n, i int) context.Context {
+	{"id-metadata", []subject{roundRobin, theRecipe, ours, recorded}, 1, func(_ subject, n, i int) context.Context {
 		return idHeader(id(i % n))
 	}},
 	{"id-metadata-256", []subject{roundRobin, theRecipe, ours}, 256, func(_ subject, n, i int) context.Context {
 		return idHeader(id(i % n))
 	}},
-	{"key-metadata", []subject{roundRobin, ringHash, ringHash64k, ours}, 1, func(_ subject, _, i int) context.Context {
+	{"key-metadata", []subject{roundRobin, ringHash, ringHash64k, ours, recorded}, 1, func(_ subject, _, i int) context.Context {
 		return keyHeader(fmt.Sprint("room-", i))
 	}},
 	{"key-metadata-256", []subject{roundRobin, ringHash, ringHash64k, ours}, 256, func(_ subject, _, i int) context.Context {
@@ -86,14 +89,14 @@ var picks = []call{
 // any size.
 var contexts = []call{
 	{"none-unmarked", []subject{roundRobin, ours}, 1, func(subject, int, int) context.Context { return bg }},
-	{"none-deep", []subject{roundRobin, ours, noHeaders}, 1, func(s subject, _, _ int) context.Context {
-		if s == ours {
+	{"none-deep", []subject{roundRobin, ours, recorded, noHeaders}, 1, func(s subject, _, _ int) context.Context {
+		if s.intercepted() {
 			return deep(marked(bg))
 		}
 		return deep(bg)
 	}},
-	{"none-among-headers", []subject{roundRobin, theRecipe, ours, noHeaders}, 1, func(s subject, _, _ int) context.Context {
-		if s == ours {
+	{"none-among-headers", []subject{roundRobin, theRecipe, ours, recorded, noHeaders}, 1, func(s subject, _, _ int) context.Context {
+		if s.intercepted() {
 			return marked(among(bg))
 		}
 		return among(bg)

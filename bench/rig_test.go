@@ -24,6 +24,7 @@ import (
 	"github.com/homing-grpc/homing/affinity"
 	_ "github.com/homing-grpc/homing/bench/ringcap"
 	"github.com/homing-grpc/homing/endpointsmeta"
+	"github.com/homing-grpc/homing/internal/metricstest"
 	"github.com/homing-grpc/homing/stickybalancer"
 )
 
@@ -31,6 +32,7 @@ import (
 // asks of gRPC, and no network. Its one lock costs all policies the same.
 type channel struct {
 	balancer.ClientConn
+	recorder stats.MetricsRecorder // nil if there is none
 
 	mu        sync.Mutex
 	picker    balancer.Picker
@@ -58,12 +60,24 @@ type conn struct {
 	shut     bool
 }
 
-type noMetrics struct{ stats.MetricsRecorder }
+// MetricsRecorder returns that of the subject. Nobody records the others.
+func (c *channel) MetricsRecorder() stats.MetricsRecorder {
+	if c.recorder == nil {
+		return stats.UnimplementedMetricsRecorder{}
+	}
+	return c.recorder
+}
 
-func (noMetrics) RecordInt64Count(*stats.Int64CountHandle, int64, ...string)       {}
-func (noMetrics) RecordFloat64Histo(*stats.Float64HistoHandle, float64, ...string) {}
+// listed asks for each descriptor once more, as gRPC's list of recorders does.
+type listed struct{ *metricstest.Recorder }
 
-func (*channel) MetricsRecorder() stats.MetricsRecorder              { return noMetrics{} }
+func (l listed) RegisterAsyncReporter(r stats.AsyncMetricReporter, metrics ...stats.AsyncMetric) func() {
+	for _, m := range metrics {
+		m.Descriptor()
+	}
+	return l.Recorder.RegisterAsyncReporter(r, metrics...)
+}
+
 func (*channel) Target() string                                      { return "bench:///n" }
 func (*channel) ResolveNow(resolver.ResolveNowOptions)               {}
 func (c *channel) RemoveSubConn(sc balancer.SubConn)                 { sc.Shutdown() }
@@ -154,6 +168,7 @@ var (
 	ringHash64k   = subject{"ring_hash-64k", "ring_hash_experimental", `{"requestHashHeader": "affinity-key", "minRingSize": 65536, "maxRingSize": 65536}`}
 	theRecipe     = subject{"recipe", recipeName, ``}
 	ours          = subject{"custom_round_robin", stickybalancer.Name, `{}`}
+	recorded      = subject{"custom_round_robin-recorded", stickybalancer.Name, `{}`}
 	noHeaders     = subject{"custom_round_robin-headers=off", stickybalancer.Name, `{"idHeader": "", "keyHeader": ""}`}
 )
 
@@ -183,6 +198,9 @@ func list(n int) resolver.State {
 func (s subject) start(tb testing.TB) *rig {
 	tb.Helper()
 	r := &rig{channel: &channel{}}
+	if s == recorded {
+		r.channel.recorder = listed{new(metricstest.Recorder)}
+	}
 	b := balancer.Get(s.policy)
 	if b == nil {
 		tb.Fatalf("no policy %q", s.policy)

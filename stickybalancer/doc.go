@@ -31,6 +31,38 @@
 //
 // Everything else is as under gRPC's own round_robin, with weights.
 //
+// # Metrics
+//
+// The policy records these by gRPC's experimental/stats (gRFC A79), so that gRPC's
+// OpenTelemetry plugin exports them beside "grpc.lb.*". All are on by default, and have
+// the label grpc.target; those by reason have homing.reason, too:
+//
+//	homing.lb.custom_round_robin.picks               {pick}      attempts sent, by reason
+//	homing.lb.custom_round_robin.queue_duration      s           time for which one was held, by reason
+//	homing.lb.custom_round_robin.rehomed_sessions    {session}   sessions that moved, by reason
+//	homing.lb.custom_round_robin.known_endpoints     {endpoint}
+//	homing.lb.custom_round_robin.ready_endpoints     {endpoint}
+//	homing.lb.custom_round_robin.draining_endpoints  {endpoint}
+//	homing.lb.custom_round_robin.kept_endpoints      {endpoint}  lost by the list, and connected
+//
+// The reasons of picks are the Why constants of package affinity, so calls that a full
+// home passed on are those by "spilled"; those of sessions are its Reason ones. A held
+// attempt that ended before there was a server for it has the reason "none". The time
+// for which a wait-for-ready call waits on after its window has ended counts only if the
+// policy had held it before.
+//
+// Picks and sessions are counted in memory, and recorded whenever a gauge of these is
+// collected, and when the channel goes idle or closes. So one of the gauges has to be
+// on. Where nobody records, a pick counts nothing. Gauges of several channels of one
+// target are summed up. A session's move is not counted when behind the one address of
+// an endpoint without metadata there is another server.
+//
+// # Logs
+//
+// The grpclog component is "stickybalancer". Warnings are for lists that contradict
+// themselves; what becomes of single servers is at verbosity 2. Calls are not logged,
+// nor are their keys.
+//
 // # Experimental
 //
 // The policy builds on grpc-go's balancer API, which is experimental.

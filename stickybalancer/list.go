@@ -25,7 +25,7 @@ func (p *policy) unique(endpoints []resolver.Endpoint) []listed {
 	out := make([]listed, 0, len(endpoints))
 	for _, ep := range endpoints {
 		if len(ep.Addresses) == 0 {
-			p.log.warningf("ignoring an endpoint without an address: %v", ep)
+			p.log.warningf("ignoring an endpoint without an address, of the id %q", endpointsmeta.FromEndpoint(ep).ID)
 			continue
 		}
 		l := listed{ep, endpointsmeta.FromEndpoint(ep)}

@@ -8,7 +8,8 @@ import (
 
 var component = grpclog.Component("stickybalancer")
 
-// logger names the channel's policy in each line. Nothing is logged per pick.
+// logger names the channel's policy in each line. Nothing is logged per pick, and no
+// key or token of a call: servers are named, callers are not.
 type logger struct{ prefix string }
 
 func newLogger(p *policy) logger { return logger{fmt.Sprintf("[%s %p] ", Name, p)} }

@@ -117,6 +117,7 @@ func (p *policy) expire() {
 			if !over(o.since.Add(p.cfg.reconnectWindow)) {
 				break
 			}
+			p.log.infof("server %q has been away for the window of %v", s.id, p.cfg.reconnectWindow)
 			s.outage, s.lost = nil, true
 			p.refreshLocked(s)
 		}

@@ -36,6 +36,7 @@ type picker struct {
 	revision *atomic.Uint64 // the policy's
 	made     uint64         // at this one
 	settled  bool           // ids never listed are waited for no longer
+	meter    *meter         // counts picks; nil if nobody records that
 }
 
 // choice is where an attempt goes, or why it goes nowhere.
@@ -64,7 +65,10 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 		}
 		h.Derive()
 		if v == nil || v.Route == nil { // it takes a turn: who is to be told of must not come here
-			if c := p.quickByHeaders(&h); c != nil {
+			if c := p.quickly(&h, p.plain); c != nil {
+				if p.meter != nil {
+					p.meter.quick(info, &h)
+				}
 				return balancer.PickResult{SubConn: c.SubConn}, nil
 			}
 		}
@@ -82,9 +86,15 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 		c.note(v.Route)
 	}
 	if c.err != nil {
+		if p.meter != nil {
+			p.meter.picked(info.Ctx, c.why, c.err)
+		}
 		return balancer.PickResult{}, c.err
 	}
 	res, err := c.target.pick(info)
+	if p.meter != nil {
+		p.meter.picked(info.Ctx, c.why, err)
+	}
 	switch {
 	case !c.refused:
 	case res.Metadata == nil:

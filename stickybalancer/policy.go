@@ -29,6 +29,7 @@ type policy struct {
 	log    logger
 	seed   uint64   // differs from channel to channel: which subset is ours
 	turns  *counter // the rotation of calls without affinity
+	meter  *meter
 
 	// revision grows before a change of a view, and a picker follows each change. So
 	// a pick can tell that what it sees is newer than its picker.
@@ -91,6 +92,7 @@ func newPolicy(cc balancer.ClientConn, opts balancer.BuildOptions) *policy {
 	p.log = newLogger(p)
 	p.timer = time.AfterFunc(time.Hour, p.expire)
 	p.timer.Stop()
+	p.meter = newMeter(cc.MetricsRecorder(), p.target.Value(), p.publishAgain)
 	return p
 }
 
@@ -149,6 +151,7 @@ func (p *policy) Close() {
 	}
 	if !again {
 		p.homes.close()
+		p.meter.close()
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/connectivity"
+	estats "google.golang.org/grpc/experimental/stats"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/serviceconfig"
@@ -25,13 +26,15 @@ import (
 	"github.com/homing-grpc/homing/affinity"
 	"github.com/homing-grpc/homing/endpointsmeta"
 	"github.com/homing-grpc/homing/internal/callctx"
+	"github.com/homing-grpc/homing/internal/metricstest"
 )
 
 // fakeChannel is the policy's balancer.ClientConn. What it does not implement
 // panics, which is the point.
 type fakeChannel struct {
 	balancer.ClientConn
-	t *testing.T
+	t        *testing.T
+	recorder estats.MetricsRecorder // nil: nobody records
 
 	mu        sync.Mutex
 	conns     []*fakeConn // in the order they were made
@@ -77,6 +80,13 @@ func (f *fakeChannel) UpdateState(s balancer.State) {
 	f.published++
 }
 
+func (f *fakeChannel) MetricsRecorder() estats.MetricsRecorder {
+	if f.recorder == nil {
+		return estats.UnimplementedMetricsRecorder{}
+	}
+	return f.recorder
+}
+
 func (c *fakeConn) Connect() {
 	c.channel.mu.Lock()
 	defer c.channel.mu.Unlock()
@@ -109,8 +119,13 @@ type driver struct {
 // drive runs f in a bubble of fake time with a new policy.
 func drive(t *testing.T, config string, f func(t *testing.T, d *driver)) {
 	t.Helper()
+	driveWith(t, nil, config, f)
+}
+
+func driveWith(t *testing.T, recorder estats.MetricsRecorder, config string, f func(t *testing.T, d *driver)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		d := &driver{t: t, channel: &fakeChannel{t: t}}
+		d := &driver{t: t, channel: &fakeChannel{t: t, recorder: recorder}}
 		d.lb = balancer.Get(Name).Build(d.channel, balancer.BuildOptions{})
 		d.lb.(*policy).turns.n.Store(0) // far from where it wraps: tests count exactly
 		d.configure(config)
@@ -1167,12 +1182,17 @@ func FuzzThePolicyIsTheModel(f *testing.F) {
 func takeAWalk(t *testing.T, seed uint64, steps int, lazy bool) {
 	t.Helper()
 	w := &walk{rnd: rand.New(rand.NewPCG(seed, 17)), steps: steps}
+	if seed%2 == 1 { // picks that are counted go another way
+		w.recorder = listRecorder{new(metricstest.Recorder)}
+	}
 	w.logf("seed %d", seed)
 	w.run(t, lazy)
 }
 
 type walk struct {
 	*driver
+	recorder estats.MetricsRecorder
+
 	rnd    *rand.Rand
 	model  *model
 	steps  int
@@ -1200,7 +1220,7 @@ func (w *walk) run(t *testing.T, lazy bool) {
 		servers: map[string]*modelServer{},
 	}
 	w.answers = map[string]string{}
-	drive(t, w.config(), func(t *testing.T, d *driver) {
+	driveWith(t, w.recorder, w.config(), func(t *testing.T, d *driver) {
 		w.driver = d
 		defer func() {
 			if t.Failed() {

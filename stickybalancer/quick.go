@@ -70,21 +70,69 @@ func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 	return p.pick(info, v)
 }
 
-// quickByHeaders is the short cut for a call whose headers say what v holds.
-func (p *picker) quickByHeaders(v *callctx.Value) *readyConn {
-	switch v.Kind {
+// quickly is the short cut of Pick, for those to whom a call more is nothing. nothing is
+// the ring for a call without affinity, nil if it has to be looked at further.
+func (p *picker) quickly(v *callctx.Value, nothing *ring) *readyConn {
+	kind := callctx.Nothing
+	if v != nil {
+		kind = v.Kind
+	}
+	switch kind {
 	case callctx.Nothing:
-		if p.plain != nil {
-			return p.plain.quick(p.turns)
+		if nothing != nil {
+			return nothing.quick(p.turns)
+		}
+	case callctx.Marked:
+		if p.marked != nil {
+			return p.marked.quick(p.turns)
 		}
 	case callctx.ByKey:
 		return p.homes.now.Load().quick(v.Hash)
+	case callctx.BySession:
+		if st := v.Session.Quick(p.target); st != nil && st.Confirmed && st.Place != nil {
+			if i := uint(st.Place.Index); i < uint(len(p.members.conns)) {
+				if at := p.members.conns[i].Load(); at != nil && at.place == st.Place {
+					return at
+				}
+			}
+		}
 	case callctx.ByID:
 		if s := p.members.byID(v.IDHash, v.ID); s != nil {
 			return s.conn.Load()
 		}
 	}
 	return nil
+}
+
+// quickReasons are why calls go where the short cut sends them.
+var quickReasons = [...]callctx.Reason{
+	callctx.Nothing:   callctx.RoundRobin,
+	callctx.Marked:    callctx.RoundRobin,
+	callctx.ByKey:     callctx.Home,
+	callctx.BySession: callctx.Session,
+	callctx.ByID:      callctx.ID,
+}
+
+// counted is a picker whose picks are counted. It is another type, so that those who
+// count nothing need not be asked whether they do.
+type counted struct{ *picker }
+
+func (p counted) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
+	v := callctx.From(info.Ctx)
+	if c := p.quickly(v, p.bare); c != nil {
+		p.meter.quick(info, v)
+		return balancer.PickResult{SubConn: c.SubConn}, nil
+	}
+	return p.pick(info, v)
+}
+
+// quick counts a pick that took the short cut.
+func (m *meter) quick(info balancer.PickInfo, v *callctx.Value) {
+	why := callctx.RoundRobin
+	if v != nil {
+		why = quickReasons[v.Kind]
+	}
+	m.picked(info.Ctx, why, nil)
 }
 
 // quick is next where all shares are the same, and nil elsewhere.

@@ -74,6 +74,9 @@ func (p *picker) learn(b *session.Binding, old *session.State, why session.Reaso
 // become makes next the state of a session that still is in state old, and c its first
 // attempt.
 func (p *picker) become(b *session.Binding, old, next *session.State, c *choice) bool {
+	if p.meter != nil {
+		next.OnMove = p.meter.onMove
+	}
 	c.done, c.refused, c.held = b.Join(next), len(next.Not) > 0, next.Told
 	return b.Change(old, next)
 }

@@ -380,3 +380,22 @@ func TestObserveTellsWhereCallsWentAndWhy(t *testing.T) {
 		require.Equal(t, "rehomed a x", observe(affinity.With(bg, "b")))
 	})
 }
+
+func TestAllWhoObserveACallAreTold(t *testing.T) {
+	inWorld(t, stickybalancer.Config{}, func(t *testing.T, w *world) {
+		w.up("a")
+		var first, second affinity.Route
+		ctx := affinity.Observe(context.Background(), &first)
+		ctx = affinity.Observe(ctx, &second)
+		ctx = affinity.Observe(ctx, &first) // is told once
+		w.reaches("a", affinity.With(ctx, "a"))
+		for _, r := range []*affinity.Route{&first, &second} {
+			require.Equal(t, "a", r.ID())
+			require.Equal(t, 1, r.Attempts())
+		}
+
+		w.reaches("a", affinity.Observe(context.Background(), &second))
+		require.Equal(t, 2, second.Attempts())
+		require.Equal(t, 1, first.Attempts(), "of the next call it knows nothing")
+	})
+}

@@ -85,6 +85,7 @@ func (p *policy) refreshLocked(s *server) {
 		p.revision.Add(1) // before pickers can see it
 		s.view.Store(new(v))
 		p.homes.seatLocked(s)
+		p.meter.changed(old, &v)
 	} else if !sameError(old.failure(), v.failure()) {
 		s.view.Store(new(v)) // only words in an error: no call waits for them
 	}
@@ -208,7 +209,26 @@ func (p *policy) publishLocked() {
 	if !pk.headers {
 		pk.bare = pk.plain
 	}
-	p.cc.UpdateState(balancer.State{ConnectivityState: m.channel, Picker: pk})
+	p.cc.UpdateState(balancer.State{ConnectivityState: m.channel, Picker: p.countedLocked(pk)})
+}
+
+// countedLocked returns pk, or what counts its picks if somebody records them.
+func (p *policy) countedLocked(pk *picker) balancer.Picker {
+	if !p.meter.counting.Load() {
+		return pk
+	}
+	pk.meter = p.meter
+	return counted{pk}
+}
+
+// publishAgain publishes what is, if anything was.
+func (p *policy) publishAgain() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.changed = p.changed || !p.first.IsZero()
+	if !p.batch {
+		p.publishLocked()
+	}
 }
 
 // noneLocked says why no server can take a call.

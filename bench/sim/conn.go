@@ -30,11 +30,7 @@ type conn struct {
 	shut   bool
 }
 
-type noMetrics struct{ stats.MetricsRecorder }
-
-func (noMetrics) RecordInt64Count(*stats.Int64CountHandle, int64, ...string) {}
-
-func (*client) MetricsRecorder() stats.MetricsRecorder { return noMetrics{} }
+func (*client) MetricsRecorder() stats.MetricsRecorder { return stats.UnimplementedMetricsRecorder{} }
 func (*client) Target() string                         { return target }
 func (*client) ResolveNow(resolver.ResolveNowOptions)  {}
 

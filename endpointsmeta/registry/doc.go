@@ -20,6 +20,24 @@
 // it away, and a resolver lists again, keeps the last good list while etcd is
 // away, and says so when it has none.
 //
+// # Metrics and logs
+//
+// These are recorded by gRPC's experimental/stats (gRFC A79), and are on by default. The
+// first two come with the resolver, where the channel has a recorder, such as gRPC's
+// OpenTelemetry plugin; the others need [WithMetrics]:
+//
+//	homing.resolver.etcd.list_staleness     s               since etcd last confirmed the list; grpc.target
+//	homing.resolver.etcd.resyncs            {resync}        lists taken anew; grpc.target, homing.reason
+//	homing.registry.registrations_lost      {registration}  homing.service, optional homing.server_id
+//	homing.registry.registrations_regained  {registration}  the same
+//
+// While all is well, a list is no staler than [WithProbeInterval] has it. It is taken anew
+// when a watch ended (homing.reason is watch_ended: compacted, without a leader, or cut),
+// and when etcd does not have what the watch has told (data_differs: it was wiped, say).
+//
+// The grpclog component is "homing-registry". Warnings tell of what was lost and of
+// records that are of no use, information of what is back.
+//
 // # The etcd client
 //
 // Every request made here has a deadline, and the client's connections are asked

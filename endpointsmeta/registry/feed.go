@@ -40,6 +40,9 @@ type feed struct {
 	// again asks for a look whether what is known is still true.
 	again <-chan struct{}
 
+	confirmed func()           // is called when what is known was seen to be true
+	resynced  func(why string) // when all was listed anew
+
 	watches   watcher
 	records   map[string]Instance
 	sorted    []Instance          // the last list, which nobody changes
@@ -55,6 +58,8 @@ func newFeed(cli *clientv3.Client, service string) *feed {
 		cli:       cli,
 		prefix:    service + "/",
 		probe:     probeInterval,
+		confirmed: func() {},
+		resynced:  func(string) {},
 		records:   make(map[string]Instance),
 		changed:   make(map[string]struct{}),
 		revisions: make(map[string]int64),
@@ -67,6 +72,7 @@ func newFeed(cli *clientv3.Client, service string) *feed {
 func (f *feed) run(ctx context.Context, list func([]Instance), fail func(error)) {
 	back := f.reconnects(ctx)
 	var pause backoff
+	ended := "" // why the last watch did
 	for first := true; ; first = false {
 		if !first && !pause.wait(ctx, f.cli) {
 			return
@@ -79,9 +85,12 @@ func (f *feed) run(ctx context.Context, list func([]Instance), fail func(error))
 			fail(f.explain(err))
 			continue
 		}
+		if ended != "" {
+			f.resynced(ended)
+		}
 		list(f.instances())
 		started := time.Now()
-		if !f.watch(ctx, back, list, fail) {
+		if ended = f.watch(ctx, back, list, fail); ended == "" {
 			return
 		}
 		if time.Since(started) > time.Second {
@@ -119,6 +128,7 @@ func (f *feed) reconnects(ctx context.Context) <-chan struct{} {
 // lags would bring back the dead; only who has none at all takes what it can get.
 func (f *feed) list(ctx context.Context) error {
 	resp, err := f.get(ctx)
+	sure := err == nil
 	if err != nil && !f.listed && ctx.Err() == nil {
 		var stale error
 		if resp, stale = f.get(ctx, clientv3.WithSerializable()); stale == nil {
@@ -136,6 +146,9 @@ func (f *feed) list(ctx context.Context) error {
 	f.sorted = nil
 	for _, kv := range resp.Kvs {
 		f.put(string(kv.Key), kv.Value, kv.ModRevision)
+	}
+	if sure {
+		f.confirmed()
 	}
 	return nil
 }
@@ -178,12 +191,12 @@ func (f *feed) gone(key string) {
 	delete(f.warned, key)
 }
 
-// watch follows changes until the watch ends, and reports false if ctx did.
+// watch follows changes until the watch ends, and returns why it did, "" if ctx did.
 //
 // It also looks at etcd now and then, and whenever the connection is back, for a watch
 // can be deaf without a sign. It is not ended for a look: changes would be missed
 // meanwhile. And what differs may be on its way, so the same has to differ several times.
-func (f *feed) watch(ctx context.Context, back <-chan struct{}, list func([]Instance), fail func(error)) bool {
+func (f *feed) watch(ctx context.Context, back <-chan struct{}, list func([]Instance), fail func(error)) (why string) {
 	wctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	changes := f.watches.watch(wctx, f.cli, f.prefix, clientv3.WithPrefix(), clientv3.WithRev(f.header.Revision+1))
@@ -210,7 +223,7 @@ func (f *feed) watch(ctx context.Context, back <-chan struct{}, list func([]Inst
 	for {
 		select {
 		case <-ctx.Done():
-			return false
+			return ""
 		case <-f.again:
 			look()
 		case <-back:
@@ -249,7 +262,10 @@ func (f *feed) watch(ctx context.Context, back <-chan struct{}, list func([]Inst
 			}
 			if differed >= doubts {
 				logger.Warningf("etcd has lost its memory, or the watch has missed some: listing %q again", f.prefix)
-				return true
+				return dataDiffers
+			}
+			if !full && differed == 0 {
+				f.confirmed()
 			}
 			if failed {
 				failed = false
@@ -259,13 +275,15 @@ func (f *feed) watch(ctx context.Context, back <-chan struct{}, list func([]Inst
 			ended, changed := f.take(changes, resp, ok)
 			if changed {
 				failed = false
+				f.confirmed()
 				list(f.instances())
 			}
 			if ended != nil {
-				if ctx.Err() == nil {
-					logger.Infof("the watch of %q ended, listing again: %v", f.prefix, ended)
+				if ctx.Err() != nil {
+					return ""
 				}
-				return ctx.Err() == nil
+				logger.Infof("the watch of %q ended, listing again: %v", f.prefix, ended)
+				return watchEnded
 			}
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	estats "google.golang.org/grpc/experimental/stats"
 
 	"github.com/homing-grpc/homing/endpointsmeta"
 )
@@ -60,6 +61,7 @@ type Registration struct {
 	takeover               bool
 	fence                  *Fence // nil if there is none
 	notify                 func(State)
+	recorder               estats.MetricsRecorder // nil if there is none
 	told                   *notifier
 
 	cancel context.CancelFunc
@@ -281,13 +283,16 @@ func (r *Registration) setState(s State) {
 // changeState changes the state to what next makes of it, and tells of it.
 func (r *Registration) changeState(next func(State) State) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	close(r.news)
 	r.news = make(chan struct{})
-	s := next(r.state)
-	if r.state == s && r.started {
-		return
+	was, first := r.state, !r.started
+	s := next(was)
+	if was != s || first {
+		r.state, r.started = s, true
+		r.told.add(s)
 	}
-	r.state, r.started = s, true
-	r.told.add(s)
+	r.mu.Unlock()
+	if !first {
+		r.record(was, s)
+	}
 }

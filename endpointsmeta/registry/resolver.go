@@ -34,7 +34,7 @@ func NewBuilder(cli *clientv3.Client, opts ...BuilderOption) (resolver.Builder, 
 	if cli == nil {
 		return nil, errNoClient
 	}
-	b := &builder{cli: cli, probe: probeInterval, last: make(map[string][]Instance)}
+	b := &builder{cli: cli, probe: probeInterval, made: time.Now(), last: make(map[string]goodList)}
 	for _, o := range opts {
 		if err := o.applyBuilder(b); err != nil {
 			return nil, err
@@ -47,8 +47,16 @@ type builder struct {
 	cli   *clientv3.Client
 	probe time.Duration
 
-	mu   sync.Mutex
-	last map[string][]Instance // by service
+	made time.Time
+
+	mu     sync.Mutex          // nothing is called under it
+	last   map[string]goodList // by service
+	gauges []*gauge            // of all resolvers
+}
+
+type goodList struct {
+	list      []Instance
+	confirmed int64 // when etcd last did, by builder.now
 }
 
 func (b *builder) Scheme() string { return Scheme }
@@ -57,10 +65,10 @@ func (b *builder) lastList(service string) ([]Instance, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	l, ok := b.last[service]
-	return l, ok
+	return l.list, ok
 }
 
-func (b *builder) keepList(service string, l []Instance) {
+func (b *builder) keepList(service string, l goodList) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.last[service] = l
@@ -100,6 +108,7 @@ func (b *builder) Build(target resolver.Target, cc resolver.ClientConn, opts res
 		cancel()
 		return nil, fmt.Errorf("registry: official resolver: %w", err)
 	}
+	r.gauge = b.measure(service, target, opts.MetricsRecorder)
 	r.start()
 	return r, nil
 }
@@ -120,6 +129,7 @@ type etcdResolver struct {
 
 	builder  *builder
 	service  string
+	gauge    *gauge
 	official resolver.Resolver
 	ctx      context.Context
 	cancel   context.CancelFunc
@@ -140,6 +150,7 @@ func (r *etcdResolver) Close() {
 	r.cancel()
 	r.official.Close()
 	r.wg.Wait()
+	r.gauge.close()
 }
 
 // ResolveNow looks whether etcd still is what was watched. Changes come by the
@@ -156,10 +167,12 @@ func (r *etcdResolver) ResolveNow(resolver.ResolveNowOptions) {
 func (r *etcdResolver) start() {
 	f := newFeed(r.builder.cli, r.service)
 	f.probe, f.again = r.builder.probe, r.again
+	f.confirmed = func() { r.builder.confirm(r.service, r.gauge) }
+	f.resynced = r.gauge.resynced
 	_, f.listed = r.builder.lastList(r.service) // better than what a member that lags has
 	r.wg.Go(func() {
 		f.run(r.ctx, func(l []Instance) {
-			r.builder.keepList(r.service, l)
+			r.builder.keepList(r.service, goodList{l, r.gauge.confirmed.Load()})
 			r.news.list(l)
 		}, r.news.fail)
 	})

@@ -18,6 +18,8 @@ const (
 	Rehomed                  // its server is gone, and this is the home that it has now
 	Spilled                  // its home is full
 	Moved                    // a server said that the state is there
+
+	Reasons = iota // how many there are
 )
 
 var reasons = [...]string{"round_robin", "id", "session", "home", "rehomed", "spilled", "moved"}

@@ -138,6 +138,10 @@ type State struct {
 	Told      bool     // it is tentative, and a server of the session's says that it is at Place
 	Not       []*Place // that have refused it since it was confirmed: it passes them by
 
+	// OnMove is told when the session arrives, if it leaves Prev for good; nil: nobody.
+	// It is called under the session's lock.
+	OnMove func(Reason)
+
 	// attempts counts the calls under way that were picked for a tentative state.
 	// A dead one takes no more.
 	attempts atomic.Int32
@@ -344,6 +348,9 @@ func (b *Binding) arriveLocked(s *State, p *Place, why Reason) bool {
 	}
 	if from := s.home(); from != nil && !from.isNow(p) {
 		b.session.tellLocked(Move{Target: b.target.Value(), From: from.Called(), To: p.Called(), Reason: why})
+		if s.OnMove != nil {
+			s.OnMove(why)
+		}
 	}
 	for st := range b.streams {
 		st.check(p)

@@ -47,11 +47,7 @@ type conn struct {
 	health   func(balancer.SubConnState)
 }
 
-type noMetrics struct{ stats.MetricsRecorder }
-
-func (noMetrics) RecordInt64Count(*stats.Int64CountHandle, int64, ...string) {}
-
-func (*cc) MetricsRecorder() stats.MetricsRecorder                   { return noMetrics{} }
+func (*cc) MetricsRecorder() stats.MetricsRecorder                   { return stats.UnimplementedMetricsRecorder{} }
 func (*cc) Target() string                                           { return "mesh:///game" }
 func (*cc) ResolveNow(resolver.ResolveNowOptions)                    {}
 func (*conn) Shutdown()                                              {}

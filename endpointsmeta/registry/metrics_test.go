@@ -1,0 +1,93 @@
+package registry
+
+import (
+	"net/url"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/resolver"
+
+	"github.com/homing-grpc/homing/internal/metricstest"
+)
+
+const staleness = "homing.resolver.etcd.list_staleness"
+
+func target(t *testing.T, s string) resolver.Target {
+	u, err := url.Parse(s)
+	require.NoError(t, err)
+	return resolver.Target{URL: *u}
+}
+
+func TestTheStalenessOfAListIsTheTimeSinceEtcdConfirmedIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rec := new(metricstest.Recorder)
+		b := &builder{made: time.Now(), last: make(map[string]goodList)}
+		time.Sleep(time.Hour)
+		g := b.measure("game", target(t, "etcd:///game"), rec)
+		seconds := func() int64 { return rec.Collect()[metricstest.Key(staleness, "etcd:///game")] }
+		require.EqualValues(t, 0, seconds())
+		time.Sleep(7 * time.Second)
+		require.EqualValues(t, 7, seconds(), "there was no answer yet")
+		b.confirm("game", g)
+		require.EqualValues(t, 0, seconds())
+		g.close()
+		require.Zero(t, rec.Reporters())
+	})
+}
+
+func TestAListThatIsTakenUpAgainIsAsStaleAsItWas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rec := new(metricstest.Recorder)
+		b := &builder{made: time.Now(), last: make(map[string]goodList)}
+		g := b.measure("game", target(t, "etcd:///game"), rec)
+		b.confirm("game", g)
+		b.keepList("game", goodList{confirmed: g.confirmed.Load()})
+		g.close()
+		time.Sleep(time.Minute)
+		g = b.measure("game", target(t, "etcd:///game"), rec)
+		require.EqualValues(t, 60, rec.Collect()[metricstest.Key(staleness, "etcd:///game")])
+		g.close()
+	})
+}
+
+func TestOfTwoChannelsOfOneTargetTheStalerOneIsShown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rec := new(metricstest.Recorder)
+		b := &builder{made: time.Now(), last: make(map[string]goodList)}
+		var gauges []*gauge
+		for _, s := range []string{"etcd:///game", "etcd:///game", "etcd:///chat"} {
+			gauges = append(gauges, b.measure("game", target(t, s), rec))
+		}
+		time.Sleep(5 * time.Second)
+		b.confirm("game", gauges[1])
+		b.confirm("chat", gauges[2])
+		require.Equal(t, map[string]int64{
+			metricstest.Key(staleness, "etcd:///game"): 5,
+			metricstest.Key(staleness, "etcd:///chat"): 0,
+		}, rec.Collect())
+	})
+}
+
+func TestARegistrationCountsWhatItLosesAndRegains(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	rec := new(metricstest.Recorder)
+	r := &Registration{service: "game", id: "game-1", news: make(chan struct{})}
+	require.NoError(t, WithMetrics(grpc.WithStatsHandler(rec)).applyRegister(r))
+	r.setState(Registered)
+	for range 2 {
+		r.setState(Lost)
+		r.changeState(func(State) State { return Fenced })
+		r.setState(Draining)
+		r.setState(Draining)
+	}
+	r.setState(Lost)
+	r.setState(Closed)
+	require.Equal(t, map[string]int64{
+		"homing.registry.registrations_lost{game,game-1}":     3,
+		"homing.registry.registrations_regained{game,game-1}": 2,
+	}, rec.Collect())
+}

@@ -1,0 +1,80 @@
+package stickybalancer
+
+import (
+	"context"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/balancer"
+	estats "google.golang.org/grpc/experimental/stats"
+	"google.golang.org/grpc/resolver"
+
+	"github.com/homing-grpc/homing/affinity"
+	"github.com/homing-grpc/homing/internal/callctx"
+	"github.com/homing-grpc/homing/internal/metricstest"
+)
+
+// listRecorder asks for each descriptor once more, as the list does that gRPC puts
+// before recorders.
+type listRecorder struct{ *metricstest.Recorder }
+
+func (l listRecorder) RegisterAsyncReporter(a estats.AsyncMetricReporter, metrics ...estats.AsyncMetric) func() {
+	for _, m := range metrics {
+		m.Descriptor()
+	}
+	return l.Recorder.RegisterAsyncReporter(a, metrics...)
+}
+
+func TestAPickerThatNobodyRecordsCountsNothing(t *testing.T) {
+	drive(t, `{}`, func(t *testing.T, d *driver) {
+		d.list(ep("a"))
+		d.up("a")
+		require.IsType(t, &picker{}, d.current().Picker)
+		require.Nil(t, d.current().Picker.(*picker).meter)
+	})
+}
+
+func TestRecordedPicksAllocateNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	driveWith(t, listRecorder{new(metricstest.Recorder)}, `{}`, func(t *testing.T, d *driver) {
+		d.list(ep("a"), ep("b"))
+		d.up("a", "b")
+		require.IsType(t, counted{}, d.current().Picker)
+		session := affinity.NewSession("k").Context(bg)
+		d.end(session)(answered)
+		for _, ctx := range []context.Context{bg, callctx.WithNoHeaders(bg), with("a"), key("k"), session} {
+			picker, info := d.current().Picker, balancer.PickInfo{Ctx: ctx}
+			require.Zero(t, testing.AllocsPerRun(100, func() {
+				if _, err := picker.Pick(info); err != nil {
+					panic(err)
+				}
+			}))
+		}
+	})
+}
+
+func TestRecordedPicksGoWherePlainOnesGo(t *testing.T) {
+	where := func(r estats.MetricsRecorder) (went []string) {
+		driveWith(t, r, `{}`, func(t *testing.T, d *driver) {
+			var eps []resolver.Endpoint
+			for _, id := range []string{"a", "b", "c", "d"} {
+				eps = append(eps, ep(id))
+			}
+			d.list(eps...)
+			d.up("a", "b", "c", "d")
+			for _, k := range []string{"k", "l", "m", "n", "o", "p", "q"} {
+				for _, ctx := range []context.Context{key(k), with(k), affinity.NewSession(k).Context(bg)} {
+					if res, err := d.current().Picker.Pick(balancer.PickInfo{Ctx: ctx}); err == nil {
+						went = append(went, res.SubConn.(*fakeConn).addr)
+					} else {
+						went = append(went, err.Error())
+					}
+				}
+			}
+		})
+		return went
+	}
+	require.Equal(t, where(nil), where(listRecorder{new(metricstest.Recorder)}))
+}
