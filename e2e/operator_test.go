@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -253,7 +254,7 @@ func TestCheckIsFineWithLivingServers(t *testing.T) {
 	at(t, cli, "127.0.0.1:1", endpointsmeta.Meta{ID: "a"})
 	at(t, cli, "127.0.0.1:2", endpointsmeta.Meta{ID: "b"}, registry.WithTTL(3*time.Second))
 	e.does("drain", "game/a")
-	require.Equal(t, "1 services, 2 servers, 0 findings\n", e.does("check"))
+	require.Equal(t, "services: 1, servers: 2, findings: 0\n", e.does("check"))
 	require.JSONEq(t, `{"services":1,"servers":2,"findings":[]}`, e.does("check", service, "-o", "json"))
 }
 
@@ -312,7 +313,7 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 	status, stdout, _ = e.operate("check", "s")
 	require.Equal(t, 1, status)
 	require.Regexp(t, `(?m)^s +gone +stale-intent +drain is said since 3h of a server that is not there$`, stdout)
-	require.Contains(t, stdout, "1 services, 9 servers, 10 findings\n")
+	require.Contains(t, stdout, "services: 1, servers: 9, findings: 10\n")
 }
 
 // Nobody puts back what other code has registered once, so its record is changed, and
@@ -434,6 +435,27 @@ func TestShellsCompleteCommandsAndIDs(t *testing.T) {
 	require.Contains(t, run("--generate-shell-completion"), "undrain")
 	require.Contains(t, run("ls", "--c", "--generate-shell-completion"), "--cacert")
 	require.Equal(t, "game-1\n", run("-s", service, "drain", "--generate-shell-completion"))
+}
+
+func TestTheReadmeShowsWhatTheCommandPrints(t *testing.T) {
+	e := startEtcd(t)
+	cli := e.newClient()
+	at(t, cli, "10.0.0.7:7000", endpointsmeta.Meta{ID: "game-1", Zone: "eu-1"})
+	at(t, cli, "10.0.0.8:7000", endpointsmeta.Meta{ID: "game-2", Zone: "eu-2", Weight: 3})
+	at(t, cli, "10.0.0.9:7000", endpointsmeta.Meta{ID: "game-3", Zone: "eu-1"})
+	readme, err := os.ReadFile("../README.md")
+	require.NoError(t, err)
+	_, shown, ok := strings.Cut(string(readme), "```console\n")
+	require.True(t, ok)
+	shown, _, _ = strings.Cut(shown, "```")
+	printed := ""
+	for _, line := range strings.Split(shown, "\n") {
+		if command, ok := strings.CutPrefix(line, "$ homing "); ok {
+			printed += line + "\n" + e.does(strings.Fields(command)...)
+		}
+	}
+	ages := regexp.MustCompile(`\d+[smhd]\n`)
+	require.Equal(t, ages.ReplaceAllString(shown, "AGE\n"), ages.ReplaceAllString(printed, "AGE\n"))
 }
 
 func TestHelpHasExamples(t *testing.T) {

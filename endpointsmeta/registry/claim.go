@@ -128,7 +128,7 @@ func (r *Registration) claim(ctx context.Context, first bool) error {
 	}
 	if first {
 		// So that it is not seen without, not even for a moment.
-		if _, err := r.lookForIntent(ctx); err != nil && !errors.Is(err, errMayNot) {
+		if r.intentAt, err = r.lookForIntent(ctx); err != nil && !errors.Is(err, errMayNot) {
 			return err
 		}
 	}

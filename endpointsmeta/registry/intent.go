@@ -22,8 +22,11 @@ const mayNotPause = time.Minute
 // beside that of the record, and by a look now and then, for a watch can be deaf.
 func (r *Registration) watchIntent(ctx context.Context) {
 	var pause backoff
+	seen, err := r.intentAt, error(nil) // Register has just looked
 	for {
-		seen, err := r.lookForIntent(ctx)
+		if seen == nil {
+			seen, err = r.lookForIntent(ctx)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -38,6 +41,7 @@ func (r *Registration) watchIntent(ctx context.Context) {
 		case err == nil:
 			started := time.Now()
 			r.followIntent(ctx, seen)
+			seen = nil
 			if time.Since(started) > time.Second {
 				pause.reset() // a watch that worked
 			}

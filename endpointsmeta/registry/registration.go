@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/homing-grpc/homing/endpointsmeta"
@@ -78,8 +79,9 @@ type Registration struct {
 	there    time.Time // when it was looked for last, and seen in its place
 
 	// What follows belongs to watchIntent, and to Register before that is there.
-	intentSeen int64 // the revision of the intent that was read last, 0 if there was none
-	warned     bool  // that it may not be read
+	intentSeen int64              // the revision of the intent that was read last, 0 if there was none
+	intentAt   *pb.ResponseHeader // of etcd, when Register read it; nil if it may not
+	warned     bool               // that it may not be read
 
 	updating sync.Mutex // held while meta is changed, and not while it is put
 

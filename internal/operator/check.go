@@ -113,7 +113,7 @@ func (r *checked) print(c *cli.Command) error {
 				return err
 			}
 		}
-		fmt.Fprintf(c.Root().Writer, "%d services, %d servers, %d findings\n", r.Services, r.Servers, len(r.Findings))
+		fmt.Fprintf(c.Root().Writer, "services: %d, servers: %d, findings: %d\n", r.Services, r.Servers, len(r.Findings))
 	}
 	if len(r.Findings) > 0 {
 		return errFound

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -351,19 +352,27 @@ func changed(value []byte, change func(map[string]json.RawMessage)) ([]byte, err
 	if err != nil {
 		return nil, err
 	}
+	var old struct{ Metadata json.RawMessage }
 	var record map[string]json.RawMessage
-	if err := json.Unmarshal(value, &record); err != nil {
+	if err := cmp.Or(json.Unmarshal(value, &old), json.Unmarshal(value, &record)); err != nil {
 		return nil, err
 	}
 	meta := make(map[string]json.RawMessage)
-	if old := cmp.Or(string(record["Metadata"]), "null"); old[0] == '{' {
-		if err := json.Unmarshal([]byte(old), &meta); err != nil {
+	if m := string(old.Metadata); strings.HasPrefix(m, "{") {
+		if err := json.Unmarshal(old.Metadata, &meta); err != nil {
 			return nil, err
 		}
 	} else if r.Meta.ID != "" { // a bare id
-		meta["id"] = json.RawMessage(old)
+		meta["id"] = old.Metadata
 	}
 	change(meta)
+	// Who reads it does not tell upper case from lower.
+	maps.DeleteFunc(record, func(name string, _ json.RawMessage) bool {
+		return strings.EqualFold(name, "Addr") || strings.EqualFold(name, "Metadata")
+	})
+	if record["Addr"], err = json.Marshal(r.Addr); err != nil {
+		return nil, err
+	}
 	if record["Metadata"], err = json.Marshal(meta); err != nil {
 		return nil, err
 	}
