@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -233,6 +234,48 @@ func TestTheOperatorIsHeardAfterACompaction(t *testing.T) {
 	e.stop()
 	e.start()
 	e.does("drain", "game/a", "--wait", "20s")
+}
+
+// deafWatcher makes watches of one key that never tell of anything.
+type deafWatcher struct {
+	clientv3.Watcher
+	key string
+}
+
+func (w deafWatcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
+	if key != w.key {
+		return w.Watcher.Watch(ctx, key, opts...)
+	}
+	never := make(chan clientv3.WatchResponse)
+	context.AfterFunc(ctx, func() { close(never) })
+	return never
+}
+
+func TestTheOperatorIsHeardWhenTheWatchIsDeaf(t *testing.T) {
+	e := startEtcd(t)
+	cli := e.newClient()
+	cli.Watcher = deafWatcher{cli.Watcher, "/homing/operator/game/a"}
+	at(t, cli, "127.0.0.1:1", endpointsmeta.Meta{ID: "a"}, registry.WithTTL(shortTTL))
+	e.does("drain", "game/a", "--wait", "10s")
+}
+
+// Each registration of a fleet asks etcd for its operator's word, so it asks seldom.
+func TestAtRestTheOperatorsWordIsSeldomReadAgain(t *testing.T) {
+	e := startEtcd(t)
+	cli := e.newClient()
+	var records, intents atomic.Int64
+	cli.KV = &hookKV{KV: cli.KV, get: func(_ context.Context, op clientv3.Op) error {
+		if string(op.KeyBytes()) == service+"/a" {
+			records.Add(1)
+		} else {
+			intents.Add(1)
+		}
+		return nil
+	}}
+	at(t, cli, "127.0.0.1:1", endpointsmeta.Meta{ID: "a"}, registry.WithTTL(shortTTL))
+	require.EqualValues(t, 1, intents.Load(), "when it starts")
+	soon(t, func() bool { return records.Load() >= 13 }, "it looks at its record")
+	require.LessOrEqual(t, intents.Load(), 1+records.Load()/4)
 }
 
 func TestAnOperatorsWordThatMakesNoSenseCountsAsNone(t *testing.T) {

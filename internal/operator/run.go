@@ -63,7 +63,7 @@ Examples:
    homing drain game/game-1                # it keeps what it has and takes nothing new
    homing where -s game player-7           # where the key player-7 lives
    homing check || page-somebody           # is something wrong with any record?
-   source <(homing completion bash)        # or zsh, fish, pwsh`,
+   source <(homing completion bash)        # with bash-completion; or zsh, fish, pwsh`,
 		Writer:                stdout,
 		ErrWriter:             stderr,
 		ExitErrHandler:        func(context.Context, *cli.Command, error) {}, // Run is called by tests, too
