@@ -7,7 +7,8 @@
 //   - [github.com/homing-grpc/homing/affinity]: what a call wants;
 //   - [github.com/homing-grpc/homing/stickybalancer]: the policy that brings it there;
 //   - [github.com/homing-grpc/homing/endpointsmeta]: what a server says of itself;
-//   - [github.com/homing-grpc/homing/endpointsmeta/registry]: servers in etcd.
+//   - [github.com/homing-grpc/homing/endpointsmeta/registry]: servers in etcd;
+//   - [github.com/homing-grpc/homing/cmd/homing]: the operator's command.
 //
 // There is nothing to import from this package itself. Its examples are the
 // snippets of the README.

@@ -21,6 +21,7 @@ type etcd struct {
 	client url.URL
 	peer   url.URL
 	server *embed.Etcd
+	adjust func(*embed.Config) // nil if it is as all others
 }
 
 // newEtcd returns one that is not started yet.
@@ -56,6 +57,9 @@ func (e *etcd) start() {
 	cfg.TickMs, cfg.ElectionMs = 20, 200
 	cfg.UnsafeNoFsync = true
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	if e.adjust != nil {
+		e.adjust(cfg)
+	}
 	var err error
 	e.server, err = embed.StartEtcd(cfg)
 	require.NoError(e.t, err)

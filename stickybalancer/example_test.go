@@ -71,6 +71,24 @@ func ExampleConfig_MarshalJSON() {
 	// }
 }
 
+// Where a key lives, and who would have it next, of servers that some resolver, or
+// registry.List, has told of.
+func ExampleOrder() {
+	var servers []resolver.Endpoint
+	for i, id := range []string{"game-1", "game-2", "game-3"} {
+		servers = append(servers, endpointsmeta.Set(
+			resolver.Endpoint{Addresses: []resolver.Address{{Addr: fmt.Sprintf("10.0.0.%d:7000", i+1)}}},
+			endpointsmeta.Meta{ID: id, Draining: id == "game-3"}))
+	}
+	for _, s := range stickybalancer.Order("room-7", servers) {
+		fmt.Println(endpointsmeta.FromEndpoint(s).ID, s.Addresses[0].Addr)
+	}
+	// Output:
+	// game-1 10.0.0.1:7000
+	// game-2 10.0.0.2:7000
+	// game-3 10.0.0.3:7000
+}
+
 // gameServer says who it is.
 type gameServer struct {
 	testpb.UnimplementedTestServiceServer

@@ -16,16 +16,20 @@ type listed struct {
 	meta     endpointsmeta.Meta
 }
 
-// unique returns the endpoints that stand for one server each. Of two with one
-// id the higher incarnation wins, then the smaller address; of two ids on one
-// address, the smaller id. It says so when two different servers are meant; the
-// same address twice is no news, as under round_robin.
 func (p *policy) unique(endpoints []resolver.Endpoint) []listed {
+	return distinct(endpoints, p.log.warningf)
+}
+
+// distinct returns the endpoints that stand for one server each. Of two with one
+// id the higher incarnation wins, then the smaller address; of two ids on one
+// address, the smaller id. It warns when two different servers are meant; the
+// same address twice is no news, as under round_robin.
+func distinct(endpoints []resolver.Endpoint, warn func(format string, args ...any)) []listed {
 	byID := make(map[string]int, len(endpoints))
 	out := make([]listed, 0, len(endpoints))
 	for _, ep := range endpoints {
 		if len(ep.Addresses) == 0 {
-			p.log.warningf("ignoring an endpoint without an address, of the id %q", endpointsmeta.FromEndpoint(ep).ID)
+			warn("ignoring an endpoint without an address, of the id %q", endpointsmeta.FromEndpoint(ep).ID)
 			continue
 		}
 		l := listed{ep, endpointsmeta.FromEndpoint(ep)}
@@ -40,7 +44,7 @@ func (p *policy) unique(endpoints []resolver.Endpoint) []listed {
 			out[i] = l
 		}
 		if !sameAddressSet(l.endpoint, other.endpoint) {
-			p.log.warningf("id %q is claimed by two servers, at %s and %s: using the one at %s", l.meta.ID,
+			warn("id %q is claimed by two servers, at %s and %s: using the one at %s", l.meta.ID,
 				other.address(), l.address(), out[i].address())
 		}
 	}
@@ -48,7 +52,7 @@ func (p *policy) unique(endpoints []resolver.Endpoint) []listed {
 	for _, l := range out {
 		key := addressKey(l.endpoint)
 		if id, ok := byAddress[key]; ok {
-			p.log.warningf("address %s is claimed by two ids, %q and %q: using the smaller", l.address(), id, l.meta.ID)
+			warn("address %s is claimed by two ids, %q and %q: using the smaller", l.address(), id, l.meta.ID)
 			if id < l.meta.ID {
 				continue
 			}

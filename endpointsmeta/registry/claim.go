@@ -11,7 +11,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/naming/endpoints"
 
-	"github.com/homing-grpc/homing/endpointsmeta"
+	"github.com/homing-grpc/homing/internal/records"
 )
 
 // ErrIDTaken says that a living server holds the id. Errors that wrap it name
@@ -78,10 +78,14 @@ func (r *Registration) write(ctx context.Context, guard clientv3.Cmp, lease clie
 	return nil
 }
 
-func (r *Registration) newest() (endpointsmeta.Meta, int) {
+func (r *Registration) newest() (records.Metadata, int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.meta, r.version // Update replaces labels, and never changes them
+	return records.Metadata{
+		Meta:    r.intent.Apply(r.meta), // Update replaces labels, and never changes them
+		Started: r.began,
+		Intent:  r.heeded,
+	}, r.version
 }
 
 // holder returns the record in our place, nil if there is none, and etcd's revision.
@@ -121,6 +125,12 @@ func (r *Registration) claim(ctx context.Context, first bool) error {
 			return fmt.Errorf("%w: %q is at %s", ErrIDTaken, r.id, i.Addr)
 		}
 		guard = clientv3.Compare(clientv3.ModRevision(r.key), "=", old.ModRevision)
+	}
+	if first {
+		// So that it is not seen without, not even for a moment.
+		if r.intentAt, err = r.lookForIntent(ctx); err != nil && !errors.Is(err, errMayNot) {
+			return err
+		}
 	}
 	lease, err := r.grant(ctx)
 	if err != nil {

@@ -20,6 +20,27 @@
 // it away, and a resolver lists again, keeps the last good list while etcd is
 // away, and says so when it has none.
 //
+// # What the operator says
+//
+// A record has one writer: the registration, which puts back what somebody else changes.
+// So an operator's drain or weight is not written there. It stands under a key of its own,
+// without a lease,
+//
+//	/homing/operator/<service>/<id>    {"draining":true,"weight":2}
+//
+// which the command homing writes and anybody may, and the registration watches. What it
+// publishes is both: the server is draining if it says so itself or its operator does; the
+// weight is the operator's if there is one (not 0), else the server's. So neither undoes the
+// other, and each lifts only its own. [Registration.State] and [WithNotify] tell of either
+// as [Draining], from which an operator can bring a server back.
+//
+// The operator's word outlives the server, as long as it is not lifted and etcd does not
+// lose its data: a server that starts under the id heeds it from its first record on. It
+// takes one watch more for each registration, and a small read once in 5/3 of the TTL. A
+// server whose etcd user may not read the key goes on without, and warns once. In the
+// metadata of its record, "intent" is the revision of the key that it heeds, and "started"
+// is when it registered, by its own clock.
+//
 // # Metrics and logs
 //
 // These are recorded by gRPC's experimental/stats (gRFC A79), and are on by default. The

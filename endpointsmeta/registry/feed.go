@@ -355,9 +355,10 @@ func (f *feed) look(ctx context.Context, seen *pb.ResponseHeader, full bool) loo
 
 // older reports whether the data is older than what was known: a cluster that goes on
 // never shows an older revision or term to a linearizable read.
-func (l lookResult) older() bool {
-	return l.header.ClusterId != l.seen.ClusterId ||
-		l.header.Revision < l.seen.Revision || l.header.RaftTerm < l.seen.RaftTerm
+func (l lookResult) older() bool { return olderThan(l.header, l.seen) }
+
+func olderThan(now, seen *pb.ResponseHeader) bool {
+	return now.ClusterId != seen.ClusterId || now.Revision < seen.Revision || now.RaftTerm < seen.RaftTerm
 }
 
 // missed returns the keys that a full look has otherwise than the watch told, by the

@@ -18,9 +18,10 @@ var errAway = errors.New("etcd does not answer")
 // after Close.
 func (r *Registration) run(ctx context.Context) {
 	defer close(r.done)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	watching.Go(func() { r.watchIntent(ctx) })
 	if r.fence != nil {
-		var watching sync.WaitGroup
-		defer watching.Wait()
 		watching.Go(func() { r.watchFence(ctx) })
 	}
 	for {
@@ -49,6 +50,7 @@ func (r *Registration) run(ctx context.Context) {
 				return
 			}
 		}
+		signal(r.back)
 	}
 }
 
@@ -108,10 +110,7 @@ func (r *Registration) hold(ctx context.Context) error {
 				if !pause.wait(ctx, r.cli) {
 					return ctx.Err()
 				}
-				select {
-				case r.change <- struct{}{}:
-				default:
-				}
+				signal(r.change)
 			}
 			continue
 		}

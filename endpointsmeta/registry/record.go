@@ -2,16 +2,13 @@ package registry
 
 import (
 	"cmp"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"slices"
 	"strings"
 
-	"go.etcd.io/etcd/client/v3/naming/endpoints"
 	"google.golang.org/grpc/resolver"
 
 	"github.com/homing-grpc/homing/endpointsmeta"
+	"github.com/homing-grpc/homing/internal/records"
 )
 
 // Instance is one server of a service, as its record in etcd has it.
@@ -32,18 +29,11 @@ func (i *Instance) equal(o *Instance) bool {
 
 // decodeRecord reads a record in the JSON of the official endpoints package.
 func decodeRecord(key string, value []byte) (Instance, error) {
-	var ep *endpoints.Endpoint // its fields are those of the record
-	if err := json.Unmarshal(value, &ep); err != nil {
-		return Instance{}, fmt.Errorf("registry: record must be a JSON object: %w", err)
-	}
-	if ep == nil || ep.Addr == "" {
-		return Instance{}, errors.New("registry: record must have an Addr")
-	}
-	m, err := endpointsmeta.Decode(ep.Metadata)
+	r, err := records.Decode(value)
 	if err != nil {
 		return Instance{}, err
 	}
-	return Instance{ID: cmp.Or(m.ID, ep.Addr), Addr: ep.Addr, Meta: m, Key: key}, nil
+	return Instance{ID: cmp.Or(r.Meta.ID, r.Addr), Addr: r.Addr, Meta: r.Meta, Key: key}, nil
 }
 
 // sortInstances puts instances in the order in which every client sees them.

@@ -10,10 +10,12 @@ import (
 	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	estats "google.golang.org/grpc/experimental/stats"
 
 	"github.com/homing-grpc/homing/endpointsmeta"
+	"github.com/homing-grpc/homing/internal/records"
 )
 
 // State is what a [Registration] is in.
@@ -23,7 +25,7 @@ type State int
 const (
 	Registered State = iota // in etcd, for all to see
 	Lost                    // not in etcd, or not known to be; it is being put back
-	Draining                // in etcd, and taking nothing new
+	Draining                // in etcd, and taking nothing new, by its own word or its operator's
 	Closed                  // withdrawn, for good
 	Fenced                  // its [Fence] has fallen: its sessions are served elsewhere, and what it holds of them is stale
 )
@@ -58,6 +60,7 @@ type Registration struct {
 	cli                    *clientv3.Client
 	service, id, key, addr string
 	ttl                    time.Duration
+	began                  time.Time // by the wall clock, for operators to read
 	takeover               bool
 	fence                  *Fence // nil if there is none
 	notify                 func(State)
@@ -67,23 +70,31 @@ type Registration struct {
 	cancel context.CancelFunc
 	done   chan struct{} // closed when the owner has ended
 	closed chan struct{} // closed when Close has ended
-	change chan struct{} // has a token when meta is newer than the record
+	change chan struct{} // has a token when meta or intent is newer than the record
+	back   chan struct{} // has a token when the record was lost and has been put back
 
 	// What follows belongs to the goroutine that owns the record: Register's at first,
 	// then run's, and Close's after that has ended. It alone puts.
-	watches  watcher
+	watches  watcher   // that of the intent comes by it, too
 	leases   []lease   // that the record may be under; the last is the newest
 	revision int64     // of the record as it was put last
 	there    time.Time // when it was looked for last, and seen in its place
 
+	// What follows belongs to watchIntent, and to Register before that is there.
+	intentSeen int64              // the revision of the intent that was read last, 0 if there was none
+	intentAt   *pb.ResponseHeader // of etcd, when Register read it; nil if it may not
+	warned     bool               // that it may not be read
+
 	updating sync.Mutex // held while meta is changed, and not while it is put
 
 	mu      sync.Mutex
-	meta    endpointsmeta.Meta
-	version int           // of meta
-	written int           // the version in etcd
-	drains  bool          // it says so in etcd
-	news    chan struct{} // closed, and replaced, when written or closed changes
+	meta    endpointsmeta.Meta // what the server itself says
+	intent  records.Intent     // what its operator says
+	heeded  int64              // the revision of intent, 0 if there is none
+	version int                // of meta and intent
+	written int                // the version in etcd
+	drains  bool               // it says so in etcd
+	news    chan struct{}      // closed, and replaced, when written or closed changes
 	state   State
 	started bool
 	closing bool
@@ -117,7 +128,9 @@ func Register(ctx context.Context, cli *clientv3.Client, service, addr string, m
 		addr:    addr,
 		ttl:     defaultTTL,
 		meta:    m,
+		began:   time.Now().UTC().Truncate(time.Second),
 		change:  make(chan struct{}, 1),
+		back:    make(chan struct{}, 1),
 		done:    make(chan struct{}),
 		closed:  make(chan struct{}),
 		news:    make(chan struct{}),
@@ -138,14 +151,23 @@ func Register(ctx context.Context, cli *clientv3.Client, service, addr string, m
 	r.told = newNotifier(r.notify)
 	owner, cancel := context.WithCancel(context.Background())
 	r.cancel = cancel
-	r.wrote(1, m.Draining)
+	written, version := r.newest()
+	r.wrote(version, written.Draining)
 	go r.run(owner)
 	return r, nil
 }
 
 // Meta returns what the registration says of the server: what is in etcd, or what
-// it is about to put there.
+// it is about to put there. It is draining, and has the weight, that the server or its
+// operator says.
 func (r *Registration) Meta() endpointsmeta.Meta {
+	m, _ := r.newest()
+	m.Labels = maps.Clone(m.Labels)
+	return m.Meta
+}
+
+// own returns what the server itself says.
+func (r *Registration) own() endpointsmeta.Meta {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	m := r.meta
@@ -165,24 +187,22 @@ func (r *Registration) State() State {
 func (r *Registration) Lost() bool { return r.State() == Lost }
 
 // Drain says that the server takes nothing new. It returns when that is in etcd.
-// When ctx ends first it returns its error, but the server goes on to drain.
+// When ctx ends first it returns its error, but the server goes on to drain. An
+// operator's word does not lift it.
 func (r *Registration) Drain(ctx context.Context) error {
 	return r.Update(ctx, func(m *endpointsmeta.Meta) { m.Draining = true })
 }
 
-// Update changes what the server says of itself; change gets a copy, and must not
-// itself update. ID and Incarnation cannot change. It returns when the change is in
-// etcd; when ctx ends first it returns its error, but the change stands, and gets
-// there.
+// Update changes what the server says of itself; change gets a copy, without what its
+// operator says, and must not itself update. ID and Incarnation cannot change. It returns
+// when the change is in etcd; when ctx ends first it returns its error, but the change
+// stands, and gets there. A weight that the operator has set stays until that is lifted.
 func (r *Registration) Update(ctx context.Context, change func(*endpointsmeta.Meta)) error {
 	want, err := r.changeMeta(change)
 	if err != nil {
 		return err
 	}
-	select {
-	case r.change <- struct{}{}:
-	default:
-	}
+	signal(r.change)
 	for {
 		r.mu.Lock()
 		written, closing, news := r.written, r.closing, r.news
@@ -205,8 +225,8 @@ func (r *Registration) Update(ctx context.Context, change func(*endpointsmeta.Me
 func (r *Registration) changeMeta(change func(*endpointsmeta.Meta)) (version int, err error) {
 	r.updating.Lock()
 	defer r.updating.Unlock()
-	old := r.Meta()
-	m := r.Meta()
+	old := r.own()
+	m := r.own()
 	change(&m)
 	if err := checkRecord(r.addr, m); err != nil {
 		return 0, err

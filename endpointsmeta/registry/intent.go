@@ -1,0 +1,135 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/homing-grpc/homing/internal/records"
+)
+
+// errMayNot says that the server's user may not read what its operator says.
+var errMayNot = errors.New("the etcd user may not read it")
+
+// mayNotPause is how long it takes until somebody who may not read asks again.
+const mayNotPause = time.Minute
+
+// watchIntent follows what the operator says of the server, until ctx ends: by a watch,
+// beside that of the record, and by a look now and then, for a watch can be deaf.
+func (r *Registration) watchIntent(ctx context.Context) {
+	var pause backoff
+	seen, err := r.intentAt, error(nil) // Register has just looked
+	for {
+		if seen == nil {
+			seen, err = r.lookForIntent(ctx)
+		}
+		switch {
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, errMayNot):
+			select {
+			case <-ctx.Done():
+				return
+			case <-r.back:
+			case <-time.After(mayNotPause):
+			}
+			continue
+		case err == nil:
+			started := time.Now()
+			r.followIntent(ctx, seen)
+			seen = nil
+			if time.Since(started) > time.Second {
+				pause.reset() // a watch that worked
+			}
+		}
+		if !pause.wait(ctx, r.cli) {
+			return
+		}
+	}
+}
+
+// followIntent returns when the watch has ended, or is suspect.
+func (r *Registration) followIntent(ctx context.Context, seen *pb.ResponseHeader) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	changes := r.watches.watch(ctx, r.cli, r.intentKey(), clientv3.WithRev(seen.Revision+1))
+	look := time.NewTicker(max(5*r.ttl/3, time.Second))
+	defer look.Stop()
+	for {
+		told := false
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.back:
+			return // what took the record away may have made the watch deaf
+		case <-look.C:
+		case resp, ok := <-changes:
+			if !ok || resp.Err() != nil {
+				return
+			}
+			if told = len(resp.Events) > 0; !told {
+				continue
+			}
+		}
+		before := r.intentSeen
+		now, err := r.lookForIntent(ctx)
+		if err != nil || olderThan(now, seen) || !told && r.intentSeen != before {
+			return
+		}
+		seen = now
+	}
+}
+
+func (r *Registration) intentKey() string { return records.IntentKey(r.service, r.id) }
+
+// lookForIntent reads what the operator says. Register calls it before the first put, and
+// watchIntent after that.
+func (r *Registration) lookForIntent(ctx context.Context) (*pb.ResponseHeader, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	resp, err := r.cli.Get(ctx, r.intentKey())
+	if errors.Is(err, rpctypes.ErrPermissionDenied) {
+		if !r.warned {
+			r.warned = true
+			logger.Warningf("the server's etcd user may not read %q: what its operator says is not heeded", r.intentKey())
+		}
+		return nil, errMayNot
+	}
+	if err != nil {
+		return nil, err
+	}
+	var intent records.Intent
+	var revision int64
+	if len(resp.Kvs) > 0 {
+		revision = resp.Kvs[0].ModRevision
+		if intent, err = records.DecodeIntent(resp.Kvs[0].Value); err != nil && revision != r.intentSeen {
+			logger.Warningf("the operator's word %q counts as none: %v", r.intentKey(), err)
+		}
+	}
+	if revision != r.intentSeen {
+		r.intentSeen = revision
+		r.heed(intent, revision)
+	}
+	return resp.Header, nil
+}
+
+// heed has the record say what the operator wants.
+func (r *Registration) heed(intent records.Intent, revision int64) {
+	r.mu.Lock()
+	r.intent, r.heeded = intent, revision
+	r.version++
+	r.mu.Unlock()
+	signal(r.change)
+}
+
+// signal leaves a token, unless there is one.
+func signal(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

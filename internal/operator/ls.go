@@ -1,0 +1,105 @@
+package operator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+)
+
+var tableHeader = []string{"SERVICE", "ID", "ADDRESS", "WEIGHT", "ZONE", "STATE", "AGE"}
+
+func lsCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "ls",
+		Usage:     "list the servers of a service, or of all",
+		ArgsUsage: "[SERVICE]",
+		Description: `STATE is what etcd knows: registered, draining (the server says so), draining
+(operator), registered (operator not heeded), or bad record. AGE is since the server
+registered, by its own clock; - if its record does not say, as one of other code.
+
+Without a service, all keys of etcd are read to find them.
+
+Examples:
+
+   homing ls
+   homing ls game
+   homing ls -o json game | jq -r '.[] | select(.draining) | .id'`,
+		Action: func(ctx context.Context, c *cli.Command) error {
+			service, err := optionalService(c)
+			if err != nil {
+				return err
+			}
+			etcd, err := connect(ctx, c)
+			if err != nil {
+				return err
+			}
+			defer etcd.Close()
+			f, err := etcd.fleet(ctx, c, service)
+			if err != nil {
+				return err
+			}
+			out := c.Root().Writer
+			if c.String("output") == "json" {
+				rows := make([]row, len(f.servers))
+				for i := range f.servers {
+					rows[i] = f.servers[i].row()
+				}
+				return printJSON(out, rows)
+			}
+			var rows [][]string
+			for i := range f.servers {
+				rows = append(rows, f.servers[i].cells())
+			}
+			return printTable(out, tableHeader, rows)
+		},
+	}
+}
+
+// fleet reads one service, or all if it is "".
+func (c *conn) fleet(ctx context.Context, cmd *cli.Command, service string) (*fleet, error) {
+	if service == "" {
+		return c.fleetOfAll(ctx, cmd.Root().ErrWriter)
+	}
+	return c.fleetOf(ctx, service, cmd.Root().ErrWriter)
+}
+
+// optionalService is the service of a command that takes one as its argument, or by -s,
+// or none: then it is "".
+func optionalService(c *cli.Command) (string, error) {
+	args, err := arguments(c, 0, 1)
+	if err != nil {
+		return "", err
+	}
+	if len(args) == 0 {
+		return c.String("service"), checkService(c.String("service"), true)
+	}
+	return args[0], checkService(args[0], false)
+}
+
+func checkService(service string, optional bool) error {
+	if service == "" && !optional {
+		return errors.New("service must be named, by -s or HOMING_SERVICE")
+	}
+	if strings.Trim(service, "/") != service {
+		return fmt.Errorf("service must be a name that does not begin or end with a slash, got %q", service)
+	}
+	return nil
+}
+
+// one is the server that a command is about: ID by -s, or SERVICE/ID.
+func one(c *cli.Command, arg string) (service, id string, err error) {
+	service, id = c.String("service"), arg
+	if i := strings.LastIndexByte(arg, '/'); i >= 0 {
+		service, id = arg[:i], arg[i+1:] // an id has no slash
+	}
+	if id == "" {
+		return "", "", fmt.Errorf("id must be ID or SERVICE/ID, got %q", arg)
+	}
+	if service == "" {
+		return "", "", fmt.Errorf("service of %q must be named, by -s, HOMING_SERVICE or as SERVICE/%s", id, id)
+	}
+	return service, id, checkService(service, false)
+}

@@ -1,0 +1,152 @@
+package operator
+
+import (
+	"encoding/json"
+	"io"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/client/v3/naming/endpoints"
+
+	"github.com/homing-grpc/homing/internal/records"
+)
+
+// What needs an etcd is tested in the module e2e.
+
+func TestAWrongCallIsOneLineThatNamesTheValue(t *testing.T) {
+	for _, tc := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"bogus"}, `got "bogus"`},
+		{[]string{"ls", "a", "b"}, "got 2 arguments"},
+		{[]string{"ls", "game/"}, `got "game/"`},
+		{[]string{"ls", "-o", "xml"}, `got "xml"`},
+		{[]string{"--dial-timeout", "-1s", "ls"}, "got -1s"},
+		{[]string{"--endpoints", " ", "ls"}, "endpoints must be"},
+		{[]string{"--user", "root", "ls"}, `got user "root"`},
+		{[]string{"--user", ":pw", "ls"}, `got user ""`},
+		{[]string{"watch"}, "service must be named"},
+		{[]string{"drain"}, "got 0 arguments"},
+		{[]string{"drain", "a"}, `service of "a" must be named`},
+		{[]string{"drain", "game/"}, `got "game/"`},
+		{[]string{"drain", "/a"}, "must be named"},
+		{[]string{"drain", "game/a", "--wait", "-1s"}, "got -1s"},
+		{[]string{"weight", "game/a"}, "got 1 arguments"},
+		{[]string{"weight", "game/a", "0"}, `got "0"`},
+		{[]string{"weight", "game/a", "4294967296"}, `got "4294967296"`},
+		{[]string{"weight", "game/a", "3", "--reset"}, "got 2 arguments"},
+		{[]string{"where", "k"}, "service must be named"},
+		{[]string{"where", "-s", "game", ""}, "key must not be empty"},
+	} {
+		var errs line
+		require.Equal(t, statusNotDone, Run(t.Context(), append([]string{"homing"}, tc.args...), io.Discard, &errs), tc.args)
+		require.Regexp(t, `^homing: [^\n]+\n$`, string(errs), tc.args)
+		require.Contains(t, string(errs), tc.want, tc.args)
+	}
+}
+
+type line []byte
+
+func (l *line) Write(p []byte) (int, error) {
+	*l = append(*l, p...)
+	return len(p), nil
+}
+
+func TestAUserIsNamedAsEtcdctlDoes(t *testing.T) {
+	for _, tc := range []struct{ user, password, name, secret string }{
+		{"", "pw", "", ""},
+		{"root:pw", "", "root", "pw"},
+		{"root:p:w", "", "root", "p:w"},
+		{"root", "pw", "root", "pw"},
+		{"a:b", "pw", "a:b", "pw"},
+	} {
+		name, secret, err := user(tc.user, tc.password)
+		require.NoError(t, err)
+		require.Equal(t, tc.name+" "+tc.secret, name+" "+secret)
+	}
+}
+
+func TestARecordIsChangedInItsMetadataAlone(t *testing.T) {
+	drain := func(m map[string]json.RawMessage) { m["draining"] = json.RawMessage("true") }
+	for value, want := range map[string]string{
+		`{"Addr":"h:1"}`:                             `{"Addr":"h:1","Metadata":{"draining":true}}`,
+		`{"Op":0,"Addr":"h:1","Metadata":null}`:      `{"Op":0,"Addr":"h:1","Metadata":{"draining":true}}`,
+		`{"Addr":"h:1","Metadata":"a"}`:              `{"Addr":"h:1","Metadata":{"id":"a","draining":true}}`,
+		`{"Addr":"h:1","Metadata":""}`:               `{"Addr":"h:1","Metadata":{"draining":true}}`,
+		`{"Addr":"h:1","Metadata":{"id":"a","x":9}}`: `{"Addr":"h:1","Metadata":{"id":"a","x":9,"draining":true}}`,
+	} {
+		got, err := changed([]byte(value), drain)
+		require.NoError(t, err, value)
+		require.JSONEq(t, want, string(got))
+		r, err := records.Decode(got)
+		require.NoError(t, err)
+		require.True(t, r.Meta.Draining)
+	}
+	for _, value := range []string{``, `7`, `{}`, `{"Addr":"h:1","Metadata":7}`} {
+		_, err := changed([]byte(value), drain)
+		require.Error(t, err, value)
+	}
+}
+
+func FuzzChanged(f *testing.F) {
+	f.Add([]byte(`{"Addr":"h:1","Metadata":{"id":"a","x":9}}`))
+	f.Add([]byte(`{"addr":"h:1","metadata":"a"}`))
+	f.Fuzz(func(t *testing.T, value []byte) {
+		before, err := records.Decode(value)
+		if err != nil {
+			return
+		}
+		got, err := changed(value, func(m map[string]json.RawMessage) { m["draining"] = json.RawMessage("true") })
+		if err != nil {
+			return
+		}
+		after, err := records.Decode(got)
+		if err != nil {
+			t.Fatalf("%q became %q: %v", value, got, err)
+		}
+		before.Meta.Draining = true
+		if before.Addr != after.Addr || !before.Meta.Equal(after.Meta) {
+			t.Fatalf("%q became %q", value, got)
+		}
+	})
+}
+
+func TestAnAgeIsInItsGreatestUnit(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "0s", 59 * time.Second: "59s", time.Minute: "1m", 59 * time.Minute: "59m", 47 * time.Hour: "47h", 48 * time.Hour: "2d",
+	} {
+		require.Equal(t, want, short(d))
+	}
+}
+
+func TestWhatIsInEtcdDoesNotSteerTheTerminal(t *testing.T) {
+	require.Equal(t, `"\x1b[2J"`, printable("\x1b[2J"))
+	require.Equal(t, `"a\nb"`, printable("a\nb"))
+	require.Equal(t, "größe-1", printable("größe-1"))
+}
+
+// A word that was said a moment ago is neither forgotten nor unheeded.
+func TestAFreshIntentIsNoFinding(t *testing.T) {
+	now := time.Now()
+	value, err := json.Marshal(endpoints.Endpoint{Addr: "h:1", Metadata: map[string]any{"id": "a", "incarnation": 7}})
+	require.NoError(t, err)
+	for ago, want := range map[time.Duration][]string{
+		time.Second:     nil,
+		2 * time.Minute: {"unheeded-intent"},
+		2 * time.Hour:   {"unheeded-intent", "stale-intent"},
+	} {
+		f := &fleet{intents: map[string]intent{}}
+		f.add("game", "a", &mvccpb.KeyValue{Key: []byte("game/a"), Value: value, Lease: 1})
+		said := records.Intent{Draining: true, Since: now.Add(-ago)}
+		f.intents["game/gone"] = intent{Intent: said, service: "game", id: "gone", revision: 9}
+		f.servers[0].intent = &intent{Intent: said, service: "game", id: "a", revision: 9}
+		var got []string
+		for _, x := range f.findings(now) {
+			got = append(got, x.Problem)
+		}
+		require.Equal(t, want, got, ago)
+	}
+}

@@ -1,0 +1,410 @@
+package operator
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v3"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/homing-grpc/homing/internal/records"
+)
+
+const sayHelp = `
+
+The word stands in etcd, beside the record, until it is lifted: it outlives restarts of
+the server. The server heeds it, on top of what it says of itself; each lifts only its
+own. The command waits until the record shows it, and exits with 1 if it does not: then
+the server hangs, is cut off from etcd, is of a release that does not know of it, or its
+etcd user may not read ` + records.IntentPrefix + `. The word stands all the same.
+
+The record of a server that is registered by other code is changed itself, for nobody
+else does.`
+
+func drainCommand() *cli.Command {
+	return &cli.Command{
+		Name: "drain", Usage: "have a server keep what it has and take nothing new", ArgsUsage: "ID | SERVICE/ID",
+		Description: "What the server says of itself is not touched: if it drains by its own word, it drains on after undrain." + sayHelp + `
+
+Examples:
+
+   homing drain -s game game-1
+   homing drain game/game-1 --wait 1m`,
+		Flags: []cli.Flag{waitFlag()}, ShellComplete: completeIDs,
+		Action: func(ctx context.Context, c *cli.Command) error {
+			return say(ctx, c, 1, word{
+				intent: func(i *records.Intent) { i.Draining = true },
+				record: func(m map[string]json.RawMessage) { m["draining"] = json.RawMessage("true") },
+				done:   func(*server) string { return "drains" },
+			})
+		},
+	}
+}
+
+func undrainCommand() *cli.Command {
+	return &cli.Command{
+		Name: "undrain", Usage: "lift the operator's drain", ArgsUsage: "ID | SERVICE/ID",
+		Description: "A server that drains by its own word drains on. Lifting the word on a server that has gone works, too." + sayHelp + `
+
+Examples:
+
+   homing undrain -s game game-1
+   homing undrain game/game-1`,
+		Flags: []cli.Flag{waitFlag()}, ShellComplete: completeIDs,
+		Action: func(ctx context.Context, c *cli.Command) error {
+			return say(ctx, c, 1, word{
+				lifts:  true,
+				intent: func(i *records.Intent) { i.Draining = false },
+				record: func(m map[string]json.RawMessage) { delete(m, "draining") },
+				done: func(s *server) string {
+					if s.record.Meta.Draining {
+						return "still drains: it says so itself, and only it can lift that"
+					}
+					return "takes new work"
+				},
+			})
+		},
+	}
+}
+
+func weightCommand() *cli.Command {
+	return &cli.Command{
+		Name: "weight", Usage: "set a server's weight, or give it back", ArgsUsage: "ID | SERVICE/ID  [N]",
+		Description: "N is from 1 to 4294967295, relative to the other servers' weights, which are 1 if they say nothing." + sayHelp + `
+
+Examples:
+
+   homing weight game/game-1 3
+   homing weight game/game-1 --reset    # the server's own again`,
+		Flags: []cli.Flag{waitFlag(), &cli.BoolFlag{Name: "reset", Usage: "the weight is the server's own again"}}, ShellComplete: completeIDs,
+		Action: func(ctx context.Context, c *cli.Command) error {
+			if c.Bool("reset") {
+				return say(ctx, c, 1, word{
+					lifts:  true,
+					intent: func(i *records.Intent) { i.Weight = 0 },
+					record: func(m map[string]json.RawMessage) { delete(m, "weight") },
+					done:   func(s *server) string { return fmt.Sprintf("has weight %d", s.weight()) },
+				})
+			}
+			args, err := arguments(c, 2, 2)
+			if err != nil {
+				return err
+			}
+			n, err := strconv.ParseUint(args[1], 10, 32)
+			if err != nil || n == 0 {
+				return fmt.Errorf("weight must be a whole number from 1 to 4294967295, got %q (drain a server that is to take nothing, --reset gives the weight back)", args[1])
+			}
+			return say(ctx, c, 2, word{
+				intent: func(i *records.Intent) { i.Weight = uint32(n) },
+				record: func(m map[string]json.RawMessage) { m["weight"] = json.RawMessage(args[1]) },
+				done:   func(s *server) string { return fmt.Sprintf("has weight %d", s.weight()) },
+			})
+		},
+	}
+}
+
+func waitFlag() cli.Flag {
+	return &cli.DurationFlag{Name: "wait", Usage: "for the server to heed it; 0: not at all", Value: 5 * time.Second, Validator: func(d time.Duration) error {
+		if d < 0 {
+			return fmt.Errorf("wait must not be negative, got %v", d)
+		}
+		return nil
+	}}
+}
+
+// word is what an operator has to say of a server.
+type word struct {
+	intent func(*records.Intent)
+	record func(map[string]json.RawMessage) // for metadata of other code
+	lifts  bool                             // it makes sense without a server
+	done   func(*server) string             // what the server does then
+}
+
+// say says it, and waits until the server heeds it.
+func say(ctx context.Context, c *cli.Command, args int, w word) error {
+	given, err := arguments(c, args, args)
+	if err != nil {
+		return err
+	}
+	service, id, err := one(c, given[0])
+	if err != nil {
+		return err
+	}
+	etcd, err := connect(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer etcd.Close()
+	s, err := etcd.find(ctx, service, id)
+	if err != nil {
+		return err
+	}
+	report := func(what string) error {
+		if c.String("output") == "json" && s != nil {
+			return printJSON(c.Root().Writer, s.row())
+		}
+		_, err := fmt.Fprintf(c.Root().Writer, "%s %s\n", printable(id), what)
+		return err
+	}
+	switch {
+	case s == nil && !w.lifts:
+		return fmt.Errorf("%q has no server with the id %q: see homing ls %s", service, id, service)
+	case s != nil && !s.record.Owned():
+		if s, err = etcd.rewrite(ctx, s, w); err != nil {
+			return err
+		}
+		return report(w.done(s) + " (its record is of other code, and was changed itself: whoever writes it next may undo that)")
+	case s != nil:
+		_, id, _ = records.Split(s.key)
+	}
+	revision, err := etcd.want(ctx, service, id, w)
+	if err != nil {
+		return err
+	}
+	wait := c.Duration("wait")
+	if s == nil {
+		return report("is not registered; what was said of it is lifted")
+	}
+	if wait == 0 {
+		return report("has been told; --wait 0 does not wait until it heeds that")
+	}
+	if s, err = etcd.await(ctx, s, revision, wait); err != nil {
+		return err
+	}
+	return report(w.done(s))
+}
+
+// find returns the server with an id, nil if there is none.
+func (c *conn) find(ctx context.Context, service, id string) (*server, error) {
+	f := &fleet{}
+	resp, err := c.get(ctx, service+"/"+id)
+	if err != nil {
+		return nil, err
+	}
+	if len(resp.Kvs) == 0 { // its key is not its id: it is of other code
+		if resp, err = c.get(ctx, service+"/", clientv3.WithPrefix()); err != nil {
+			return nil, err
+		}
+	}
+	for _, kv := range resp.Kvs {
+		if s, tail, ok := records.Split(string(kv.Key)); ok && s == service {
+			f.add(service, tail, kv)
+		}
+	}
+	f.servers = slices.DeleteFunc(f.servers, func(s server) bool { return s.id != id && s.key != service+"/"+id })
+	switch {
+	case len(f.servers) == 0:
+		return nil, nil
+	case len(f.servers) > 1:
+		return nil, unheeded{fmt.Errorf("id %q is held by several records, %q and %q: see homing check %s", id, f.servers[0].key, f.servers[1].key, service)}
+	case f.servers[0].bad != nil:
+		return nil, unheeded{fmt.Errorf("the record %q makes no sense: %w", f.servers[0].key, f.servers[0].bad)}
+	}
+	s := &f.servers[0]
+	if i, err := c.intent(ctx, service, id); err == nil && i.revision > 0 {
+		s.intent = i
+	}
+	return s, nil
+}
+
+// intent returns what is said of a server; its revision is 0 if that is nothing.
+func (c *conn) intent(ctx context.Context, service, id string) (*intent, error) {
+	resp, err := c.get(ctx, records.IntentKey(service, id))
+	if err != nil {
+		return nil, err
+	}
+	i := &intent{service: service, id: id}
+	if len(resp.Kvs) > 0 {
+		i.revision = resp.Kvs[0].ModRevision
+		i.Intent, i.bad = records.DecodeIntent(resp.Kvs[0].Value)
+	}
+	return i, nil
+}
+
+// errRaced says that somebody else was faster.
+var errRaced = errors.New("somebody else is changing it, too")
+
+// raced tries again what somebody else was faster with.
+func raced(try func() error) error {
+	for range 10 {
+		if err := try(); !errors.Is(err, errRaced) {
+			return err
+		}
+	}
+	return errRaced
+}
+
+// want writes the intent for a server, and returns its revision, 0 if it is none.
+func (c *conn) want(ctx context.Context, service, id string, w word) (revision int64, err error) {
+	key := records.IntentKey(service, id)
+	return revision, raced(func() error {
+		i, err := c.intent(ctx, service, id)
+		if err != nil {
+			return err
+		}
+		before := i.Intent
+		w.intent(&i.Intent)
+		revision = i.revision
+		if i.bad == nil && i.Intent == before && (i.revision > 0 || i.Empty()) {
+			return nil // said already
+		}
+		op := clientv3.OpDelete(key)
+		if !i.Empty() {
+			i.Since = time.Now().UTC().Truncate(time.Second)
+			value, err := json.Marshal(i.Intent)
+			if err != nil {
+				return err
+			}
+			op = clientv3.OpPut(key, string(value))
+		}
+		written, err := c.swap(ctx, key, i.revision, op)
+		if revision = written; i.Empty() {
+			revision = 0
+		}
+		return err
+	})
+}
+
+// swap does op if the key is of a revision, and returns the new one.
+func (c *conn) swap(ctx context.Context, key string, revision int64, op clientv3.Op) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	resp, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", revision)).Then(op).Commit()
+	switch {
+	case err != nil:
+		return 0, c.explain(err, fmt.Sprintf("writing %q", key))
+	case !resp.Succeeded:
+		return 0, errRaced
+	}
+	return resp.Header.Revision, nil
+}
+
+// await waits until the record of a server heeds the intent of a revision.
+func (c *conn) await(outer context.Context, s *server, revision int64, wait time.Duration) (*server, error) {
+	ctx, cancel := context.WithTimeout(outer, wait)
+	defer cancel()
+	for {
+		resp, err := c.get(ctx, s.key)
+		switch {
+		case ctx.Err() != nil:
+		case err != nil:
+			return nil, err
+		case len(resp.Kvs) == 0: // between two leases, maybe
+		default:
+			f := &fleet{}
+			f.add(s.service, s.id, resp.Kvs[0])
+			now := &f.servers[0]
+			if now.bad == nil && now.record.Intent() == revision {
+				if i, err := c.intent(ctx, s.service, s.id); err == nil && i.revision > 0 {
+					now.intent = i
+				}
+				return now, nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			if outer.Err() != nil {
+				return nil, fmt.Errorf("told, and not waited for: %w", outer.Err())
+			}
+			return nil, unheeded{fmt.Errorf("%s has not heeded it in %v: it hangs, is cut off from etcd, is of a release that does not know of it, "+
+				"or its etcd user may not read %q. The word stands", s.key, wait, records.IntentKey(s.service, s.id))}
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// rewrite changes the record of other code, under the lease that it has.
+func (c *conn) rewrite(ctx context.Context, s *server, w word) (now *server, err error) {
+	return now, raced(func() error {
+		resp, err := c.get(ctx, s.key)
+		if err != nil {
+			return err
+		}
+		if len(resp.Kvs) == 0 {
+			return unheeded{fmt.Errorf("the record %q is gone", s.key)}
+		}
+		kv := resp.Kvs[0]
+		if kv.Value, err = changed(kv.Value, w.record); err != nil {
+			return fmt.Errorf("changing %q: %w", s.key, err)
+		}
+		if _, err = c.swap(ctx, s.key, kv.ModRevision, clientv3.OpPut(s.key, string(kv.Value), clientv3.WithIgnoreLease())); err != nil {
+			return err
+		}
+		f := &fleet{}
+		f.add(s.service, s.id, kv)
+		now = &f.servers[0]
+		return nil
+	})
+}
+
+// changed returns a record with other metadata. All else stays as it is.
+func changed(value []byte, change func(map[string]json.RawMessage)) ([]byte, error) {
+	r, err := records.Decode(value)
+	if err != nil {
+		return nil, err
+	}
+	var old struct{ Metadata json.RawMessage }
+	var record map[string]json.RawMessage
+	if err := cmp.Or(json.Unmarshal(value, &old), json.Unmarshal(value, &record)); err != nil {
+		return nil, err
+	}
+	meta := make(map[string]json.RawMessage)
+	if m := string(old.Metadata); strings.HasPrefix(m, "{") {
+		if err := json.Unmarshal(old.Metadata, &meta); err != nil {
+			return nil, err
+		}
+	} else if r.Meta.ID != "" { // a bare id
+		meta["id"] = old.Metadata
+	}
+	change(meta)
+	// Who reads it does not tell upper case from lower.
+	maps.DeleteFunc(record, func(name string, _ json.RawMessage) bool {
+		return strings.EqualFold(name, "Addr") || strings.EqualFold(name, "Metadata")
+	})
+	if record["Addr"], err = json.Marshal(r.Addr); err != nil {
+		return nil, err
+	}
+	if record["Metadata"], err = json.Marshal(meta); err != nil {
+		return nil, err
+	}
+	return json.Marshal(record)
+}
+
+// completable are ids that a shell takes as they are: bash expands what it is offered, and
+// what is after a colon is a description.
+var completable = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]*$`)
+
+// completeIDs offers the servers of the service that is named.
+func completeIDs(ctx context.Context, c *cli.Command) {
+	service := c.String("service")
+	args := c.Args().Slice()
+	if service == "" || len(args) > 0 && strings.HasPrefix(args[len(args)-1], "-") {
+		cli.DefaultCompleteWithFlags(ctx, c)
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	etcd, err := connect(ctx, c)
+	if err != nil {
+		return // a shell has no place for it
+	}
+	defer etcd.Close()
+	resp, err := etcd.get(ctx, service+"/", clientv3.WithPrefix())
+	if err != nil {
+		return
+	}
+	for _, kv := range resp.Kvs {
+		if s, id, ok := records.Split(string(kv.Key)); ok && s == service && completable.MatchString(id) {
+			fmt.Fprintln(c.Root().Writer, id)
+		}
+	}
+}
