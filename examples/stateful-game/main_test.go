@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 // deadline bounds each wait of a test for something that must happen.
 const deadline = 20 * time.Second
 
+// pollTime is the time between two looks at what must happen.
+const pollTime = 20 * time.Millisecond
+
 // TestFlags: a flag that cannot work is one line on stderr and status 2, before
 // anything is started.
 func TestFlags(t *testing.T) {
