@@ -86,6 +86,7 @@ func (g *liveGame) begin() error {
 			return err
 		}
 	}
+	g.board.Note(page.Done, "Three servers and nine players are there. Kill a server, stop etcd: who moves?")
 	if err := g.awaitServers(); err != nil {
 		return err
 	}

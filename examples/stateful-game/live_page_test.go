@@ -145,6 +145,7 @@ func TestThePageIsReadableInDarkAndInLight(t *testing.T) {
 	paper := make(map[string]string)
 	for _, scheme := range []string{"light", "dark"} {
 		p.do(sees("prefers-color-scheme", scheme))
+		p.eventually(`document.getAnimations().filter((a) => a instanceof CSSTransition).length`, 0, "colours that still change")
 		paper[scheme] = js[string](p, `getComputedStyle(document.body).backgroundColor`)
 		assert.Empty(t, js[[]string](p, lowContrast), scheme)
 		p.screenshot(scheme)

@@ -45,7 +45,9 @@ func (g *liveGame) addServer() error {
 	if err := g.startLocked(id); err != nil {
 		return err
 	}
-	g.board.Note(page.Done, id+" starts. It takes newcomers only.")
+	if len(g.players) > 0 {
+		g.board.Note(page.Done, id+" joins. It takes nobody away from others: newcomers only.")
+	}
 	return nil
 }
 

@@ -172,34 +172,52 @@ function arrange() {
     const here = there.get(s.is.id) || [];
     text(s.el.querySelector(".facts"),
       `${here.length} player${here.length === 1 ? "" : "s"} · ${s.is.keyless.toLocaleString("en")} keyless · ${s.is.addr.replace(/.*:/, ":")}`);
-    settle(here, centre(s.land), s.land.offsetWidth - 60, s.land.offsetHeight - 60);
+    settle(here, centre(s.land), s.land.offsetWidth - 56, s.land.offsetHeight - 52);
   }
   const pier = centre($("pier"));
   settle(there.get("") || [], { x: pier.x, y: pier.y + 26 }, 240, 30);
 }
 
-// settle puts dots on the places of a sunflower's seeds, as many as there may be.
+// settle puts dots on their places.
 function settle(dots, at, width, height) {
   const taken = new Set(dots.map((p) => p.slot));
-  let most = 0, free = 0;
+  let free = 0;
   for (const p of dots) {
-    if (p.slot < 0) {
-      while (taken.has(free)) free++;
-      p.slot = free;
-      taken.add(free);
-    }
-    most = Math.max(most, p.slot);
+    if (p.slot >= 0) continue;
+    while (taken.has(free)) free++;
+    p.slot = free;
+    taken.add(free);
   }
-  const step = 17;                                        // for dots of 26 px
-  const room = (width * height) / (4 * step * step);      // places that there are at that
-  const scale = Math.min(1, Math.sqrt(room / (most + 1)));
-  const aspect = Math.sqrt(width / height);
+  const { places, scale } = lattice(width / 2, height / 2, Math.max(0, ...dots.map((p) => p.slot)) + 1);
   for (const p of dots) {
-    const r = step * scale * Math.sqrt(p.slot + 0.4), a = p.slot * 2.39996 + 0.6;
-    const x = at.x + r * Math.cos(a) * aspect, y = at.y + (r * Math.sin(a)) / aspect;
-    p.el.style.transform = `translate(${x.toFixed(1)}px, ${y.toFixed(1)}px) scale(${Math.max(scale, 0.6).toFixed(2)})`;
+    const [x, y] = places[p.slot];
+    p.el.style.transform = `translate(${(at.x + x).toFixed(1)}px, ${(at.y + y).toFixed(1)}px) scale(${scale})`;
   }
 }
+
+// lattice returns n places in an ellipse with these radii, from the middle outwards, as
+// far apart as dots are wide; or nearer and for smaller dots, if there are too many.
+const lattice = (() => {
+  const known = new Map();
+  return (rx, ry, n) => {
+    const name = [rx, ry, n].join();
+    for (let scale = 1; !known.has(name); scale -= 0.05) {
+      const dx = 33 * scale, dy = 28 * scale, places = [];
+      for (let row = -9; row <= 9; row++) {
+        for (let col = -12; col <= 12; col++) {
+          const x = (col + (row & 1 ? 0.5 : 0)) * dx, y = row * dy;
+          const out = (x / rx) ** 2 + (y / ry) ** 2;
+          if (out <= 1 || scale < 0.35) places.push([x, y, out]);
+        }
+      }
+      if (places.length >= n) {
+        places.sort((a, b) => a[2] - b[2]);
+        known.set(name, { places, scale: scale.toFixed(2) });
+      }
+    }
+    return known.get(name);
+  };
+})();
 
 // When the page is laid out anew the dots go along at once: they have not moved.
 new ResizeObserver(() => {
