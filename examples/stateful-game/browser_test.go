@@ -52,13 +52,15 @@ type livePage struct {
 	t   *testing.T
 	ctx context.Context // the tab's
 	url string
+	end func() // of the game
 }
 
 // openPage starts a game and looks at it. Both end with the test.
 func openPage(t *testing.T, before ...step) *livePage {
 	t.Helper()
 	browser := findBrowser(t)
-	p := &livePage{t: t, url: startLive(t)}
+	p := &livePage{t: t}
+	p.url, p.end = startLive(t, "127.0.0.1:0")
 
 	opts := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(browser),
@@ -86,8 +88,9 @@ func openPage(t *testing.T, before ...step) *livePage {
 	return p
 }
 
-// startLive starts the program with -http and returns where the page is.
-func startLive(t *testing.T) (url string) {
+// startLive starts the program with -http and returns where the page is. It is ended by
+// end, or with the test.
+func startLive(t *testing.T, addr string) (url string, end func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r, w := io.Pipe()
@@ -97,9 +100,9 @@ func startLive(t *testing.T) (url string) {
 	go func() {
 		defer close(done)
 		defer w.Close()
-		code = run(ctx, []string{"-http", "127.0.0.1:0"}, w, &stderr)
+		code = run(ctx, []string{"-http", addr}, w, &stderr)
 	}()
-	t.Cleanup(func() {
+	end = func() {
 		cancel()
 		select {
 		case <-done:
@@ -107,12 +110,13 @@ func startLive(t *testing.T) (url string) {
 		case <-time.After(deadline):
 			t.Error("the game does not end")
 		}
-	})
+	}
+	t.Cleanup(end)
 	line, err := bufio.NewReader(r).ReadString('\n')
 	require.NoError(t, err, "%s", &stderr)
 	url, ok := strings.CutPrefix(strings.TrimSuffix(line, ", until Ctrl-C\n"), "the game is at ")
 	require.True(t, ok, line)
-	return url
+	return url, end
 }
 
 // do does what must not take for ever.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/chromedp/chromedp"
@@ -122,6 +123,21 @@ func TestThePageSaysWhyAButtonHasToWait(t *testing.T) {
 	p.becomes(island("game-1"), "killed")
 	p.press("drain", "game-1")
 	p.eventually(`Number(document.getElementById("says").textContent === "game-1 is killed: “Drain” has to wait.")`, 1, "why not")
+}
+
+func TestThePageFindsTheNextGameByItself(t *testing.T) {
+	p := openPage(t)
+	p.press("add-player", "")
+	p.eventually(`document.querySelectorAll(".dot[data-at^=game]").length`, 10, "players of the first game")
+	p.press("kill", "game-1")
+	p.becomes(island("game-1"), "killed")
+	p.end()
+	p.eventually(`Number(document.getElementById("says").textContent === "The game does not answer. Trying again…")`, 1, "what the page says")
+	startLive(t, strings.Trim(strings.TrimPrefix(p.url, "http:"), "/"))
+	p.eventually(`document.querySelectorAll(".dot[data-at^=game]").length`, 9, "players of the next game")
+	p.becomes(island("game-1"), "up")
+	p.settled()
+	assert.Empty(t, js[string](p, `document.getElementById("says").textContent`))
 }
 
 func TestThePageFitsAPhone(t *testing.T) {

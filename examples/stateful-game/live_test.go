@@ -232,7 +232,7 @@ func TestWhatHappensToManyIsOneNote(t *testing.T) {
 }
 
 func TestThePageIsServedUntilTheProgramIsToldToEnd(t *testing.T) {
-	url := startLive(t) // which checks that the program ends, and how
+	url, _ := startLive(t, "127.0.0.1:0") // which checks that the program ends, and how
 	resp, err := http.Get(url + "events")
 	require.NoError(t, err)
 	t.Cleanup(func() { resp.Body.Close() }) // after the end: a reader must not hold it up

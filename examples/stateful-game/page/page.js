@@ -66,7 +66,8 @@ function showEtcd(state) {
 
 function showTotals(t) {
   for (const name of ["needed", "needless", "told", "calls", "failed"]) {
-    text($(name), t[name].toLocaleString("en"));
+    const n = t[name];
+    text($(name), n.toLocaleString("en", n < 10000 ? {} : { notation: "compact", maximumFractionDigits: 1 }));
   }
   $("needless-tile").classList.toggle("bad", t.needless > 0);
   $("needless-tile").classList.toggle("good", t.needless === 0);
