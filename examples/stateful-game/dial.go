@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/resolver"
 
 	"github.com/homing-grpc/homing/affinity"
 	"github.com/homing-grpc/homing/endpointsmeta/registry"
@@ -24,6 +25,12 @@ func dial(cli *clientv3.Client, service string, opts ...grpc.DialOption) (*grpc.
 	if err != nil {
 		return nil, err
 	}
+	return dialBy(etcd, service, opts...)
+}
+
+// dialBy is dial for a program that has more channels than one: those that share a
+// resolver share what it remembers while etcd is away.
+func dialBy(etcd resolver.Builder, service string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	// Try a lost server a few times within the window, not once.
 	connect := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: time.Second}
 	connect.Backoff.BaseDelay = 100 * time.Millisecond

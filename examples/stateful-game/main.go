@@ -3,8 +3,9 @@
 // them.
 //
 // Without flags it runs everything in one process (an etcd, servers, players),
-// cuts, drains, kills and adds, and tells what happened to whom. With flags it
-// is one server or one player against an etcd of yours. See README.md.
+// cuts, drains, kills and adds, and tells what happened to whom. With -http it goes
+// on, as a page with buttons for all that. With other flags it is one server or one
+// player against an etcd of yours. See README.md.
 package main
 
 import (
@@ -17,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -49,6 +51,7 @@ type options struct {
 	addr    string
 	name    string
 	every   time.Duration
+	http    string
 }
 
 // flagRoles says which roles have a use for a flag. Those not listed are for all.
@@ -57,6 +60,7 @@ var flagRoles = map[string][]string{
 	"addr":  {"server"},
 	"name":  {"client"},
 	"every": {"client"},
+	"http":  {"demo"},
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -86,6 +90,7 @@ func parse(args []string, help io.Writer) (*options, error) {
 	fs.StringVar(&o.addr, "addr", "127.0.0.1:0", "server: `host:port` to listen on, as clients reach it")
 	fs.StringVar(&o.name, "name", "player", "client: the player's `name`")
 	fs.DurationVar(&o.every, "every", time.Second, "client: `time` between calls")
+	fs.StringVar(&o.http, "http", "", "demo: `host:port` to show a game that goes on, as a page with buttons; without, five scenes are played")
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		fs.SetOutput(help)
@@ -109,12 +114,17 @@ func parse(args []string, help io.Writer) (*options, error) {
 		if f.Name == "etcd" {
 			o.etcd = strings.Split(etcd, ",")
 		}
+		if f.Name == "http" && err == nil {
+			err = checkHTTP(o.http)
+		}
 	})
 	host, _, addrErr := net.SplitHostPort(o.addr)
 	switch ip := net.ParseIP(host); {
 	case err != nil:
 	case o.role != "demo" && o.etcd == nil:
 		err = fmt.Errorf("-role %s needs -etcd", o.role)
+	case o.http != "" && o.etcd != nil:
+		err = fmt.Errorf("-etcd has no meaning with -http, which stops and starts an etcd of its own, got %q", etcd)
 	case slices.Contains(o.etcd, ""):
 		err = fmt.Errorf("-etcd must be comma separated endpoints, got %q", etcd)
 	case o.service == "" || strings.Trim(o.service, "/") != o.service:
@@ -133,8 +143,22 @@ func parse(args []string, help io.Writer) (*options, error) {
 	return o, err
 }
 
+func checkHTTP(addr string) error {
+	_, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return fmt.Errorf("-http must be host:port, like 127.0.0.1:8080 or :8080, got %q", addr)
+	}
+	return nil
+}
+
 // run returns the exit status, and what to say on stderr about it.
 func (o *options) run(ctx context.Context, out io.Writer) (int, error) {
+	if o.http != "" {
+		return runLive(ctx, out, o.http, o.service)
+	}
 	if o.role == "demo" {
 		return o.runDemo(ctx, out)
 	}

@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 // deadline bounds each wait of a test for something that must happen.
 const deadline = 20 * time.Second
 
+// pollTime is the time between two looks at what must happen.
+const pollTime = 20 * time.Millisecond
+
 // TestFlags: a flag that cannot work is one line on stderr and status 2, before
 // anything is started.
 func TestFlags(t *testing.T) {
@@ -49,6 +52,11 @@ func TestFlags(t *testing.T) {
 		{"-role client -etcd a -service /game", `-service must be a name that does not begin or end with a slash, got "/game"`},
 		{"-role client -etcd a -name=", "-name must not be empty"},
 		{"-id 1", "-id has no meaning with -role demo"},
+		{"-http 8080", `-http must be host:port, like 127.0.0.1:8080 or :8080, got "8080"`},
+		{"-http=", `-http must be host:port, like 127.0.0.1:8080 or :8080, got ""`},
+		{"-http localhost:http", `-http must be host:port, like 127.0.0.1:8080 or :8080, got "localhost:http"`},
+		{"-http :8080 -etcd a", `-etcd has no meaning with -http, which stops and starts an etcd of its own, got "a"`},
+		{"-http :8080 -role server -etcd a -id 1", "-http has no meaning with -role server"},
 	} {
 		t.Run(tc.args, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer

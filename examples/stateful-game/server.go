@@ -25,9 +25,14 @@ const (
 // serve runs one game server on lis, registered under id, until ctx is done; it
 // then leaves in order and returns nil.
 func serve(ctx context.Context, cli *clientv3.Client, service, id string, lis net.Listener, opts ...registry.ServeOption) error {
+	return serveWith(ctx, cli, service, id, lis, nil, opts...)
+}
+
+// serveWith is serve for a server whose interceptors do more.
+func serveWith(ctx context.Context, cli *clientv3.Client, service, id string, lis net.Listener, more []affinity.ServerOption, opts ...registry.ServeOption) error {
 	// The interceptors sign each answer with the id, so that players learn
 	// where their state is.
-	signed := affinity.ServerOptions(affinity.WithServerID(id))
+	signed := affinity.ServerOptions(append(more, affinity.WithServerID(id))...)
 	// The calls under way are what a leaving server waits for.
 	var calls registry.Calls
 	srv := grpc.NewServer(append(signed, grpc.StatsHandler(&calls))...)

@@ -1,0 +1,254 @@
+package main
+
+import (
+	"bytes"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/homing-grpc/homing/examples/stateful-game/page"
+)
+
+// liveTest is a game without a page.
+type liveTest struct {
+	*liveGame
+	t *testing.T
+}
+
+func playLive(t *testing.T) *liveTest {
+	t.Helper()
+	t.Setenv("TMPDIR", t.TempDir())
+	g, err := newLiveGame(t.Context(), "game")
+	require.NoError(t, err)
+	t.Cleanup(g.end)
+	require.NoError(t, g.begin())
+	l := &liveTest{g, t}
+	l.until("all players are somewhere", func(f page.Frame) bool { return len(l.at("")) == 0 })
+	return l
+}
+
+func (l *liveTest) frame() page.Frame {
+	f, _, _ := l.board.Since(0)
+	return f
+}
+
+func (l *liveTest) until(what string, is func(page.Frame) bool) {
+	l.t.Helper()
+	if !assert.Eventually(l.t, func() bool { return is(l.frame()) }, deadline, pollTime, what) {
+		f := l.frame()
+		l.t.Fatalf("etcd %s, totals %+v, servers %+v, players %+v, notes %+v", *f.Etcd, *f.Totals, f.Servers, f.Players, f.Notes)
+	}
+}
+
+// at returns who is on a server.
+func (l *liveTest) at(id string) (there []string) {
+	for _, p := range l.frame().Players {
+		if p.At == id {
+			there = append(there, p.Name)
+		}
+	}
+	return there
+}
+
+func (l *liveTest) state(id string) page.ServerState {
+	for _, s := range l.frame().Servers {
+		if s.ID == id {
+			return s.State
+		}
+	}
+	return ""
+}
+
+// served waits until everybody has been answered a few times more.
+func (l *liveTest) served() {
+	l.t.Helper()
+	was := make(map[string]int64)
+	for _, p := range l.frame().Players {
+		was[p.Name] = p.Score
+	}
+	l.until("all players go on", func(f page.Frame) bool {
+		for _, p := range f.Players {
+			if p.Score < was[p.Name]+2 {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func (l *liveTest) totals(needed, needless, told int) {
+	l.t.Helper()
+	l.until("the counters are as they should be", func(f page.Frame) bool {
+		return *f.Totals == page.Totals{Needed: int64(needed), Needless: int64(needless), Told: int64(told), Calls: f.Totals.Calls, Failed: f.Totals.Failed}
+	})
+}
+
+func TestAServerThatIsBackWithinTheWindowLosesNobody(t *testing.T) {
+	l := playLive(t)
+	there := l.at("game-2")
+	require.NoError(t, l.kill("game-2"))
+	require.NoError(t, l.restart("game-2"))
+	l.totals(0, 0, len(there))
+	l.served()
+	assert.ElementsMatch(t, there, l.at("game-2"))
+	l.totals(0, 0, len(there))
+}
+
+func TestAServerThatIsBackAfterTheWindowGetsNobodyBack(t *testing.T) {
+	l := playLive(t)
+	there := l.at("game-2")
+	require.NoError(t, l.kill("game-2"))
+	l.totals(len(there), 0, len(there))
+	require.NoError(t, l.restart("game-2"))
+	l.until("it is up", func(page.Frame) bool { return l.state("game-2") == page.Up })
+	l.served()
+	assert.Empty(t, l.at("game-2"))
+	l.totals(len(there), 0, len(there))
+}
+
+func TestAServerKilledWhileEtcdIsStoppedMovesItsPlayersAlone(t *testing.T) {
+	l := playLive(t)
+	there := l.at("game-1")
+	require.NoError(t, l.stopEtcd())
+	l.until("etcd is stopped", func(f page.Frame) bool { return *f.Etcd == page.EtcdStopped })
+	require.NoError(t, l.kill("game-1"))
+	l.totals(len(there), 0, len(there))
+	// One that starts now waits for etcd.
+	require.NoError(t, l.addServer())
+	l.served()
+	assert.Equal(t, page.Starting, l.state("game-4"))
+	require.NoError(t, l.startEtcd())
+	l.until("it is up", func(page.Frame) bool { return l.state("game-4") == page.Up })
+	l.served()
+	l.totals(len(there), 0, len(there))
+}
+
+func TestAnOutageOfEtcdLongerThanALeaseMovesNobody(t *testing.T) {
+	l := playLive(t)
+	require.NoError(t, l.stopEtcd())
+	l.until("etcd is stopped", func(f page.Frame) bool { return *f.Etcd == page.EtcdStopped })
+	stopped := time.Now()
+	l.until("all leases are over", func(page.Frame) bool { return time.Since(stopped) > leaseTTL+time.Second })
+	require.NoError(t, l.startEtcd())
+	l.until("etcd is running", func(f page.Frame) bool { return *f.Etcd == page.EtcdRunning })
+	require.NoError(t, l.addServer())
+	l.until("a newcomer is seen", func(page.Frame) bool { return l.state("game-4") == page.Up })
+	l.served()
+	l.totals(0, 0, 0)
+}
+
+func TestPlayersWithoutAServerWaitAndGoOn(t *testing.T) {
+	l := playLive(t)
+	for _, id := range []string{"game-1", "game-2", "game-3"} {
+		require.NoError(t, l.kill(id))
+	}
+	l.until("calls fail", func(f page.Frame) bool { return f.Totals.Failed > 20 })
+	require.NoError(t, l.addServer())
+	l.until("all are on the one that there is", func(page.Frame) bool { return len(l.at("game-4")) == 9 })
+	l.totals(9, 0, 9)
+}
+
+func TestWhatCannotBeDoneIsAnErrorThatSaysWhy(t *testing.T) {
+	l := playLive(t)
+	require.NoError(t, l.kill("game-1"))
+	do := l.actions()
+	for _, tc := range []struct{ action, server, want string }{
+		{"kill", "game-1", "game-1 is killed"},
+		{"drain", "game-1", "game-1 is killed"},
+		{"drain", "game-9", `there is no server "game-9"`},
+		{"restart", "", `there is no server ""`},
+		{"start-etcd", "", "etcd is running"},
+		{"add-player", "game-1", `that is not for one server, got "game-1"`},
+	} {
+		assert.EqualError(t, do[tc.action](tc.server), tc.want, "%s %s", tc.action, tc.server)
+	}
+	for range maxServers - 3 {
+		require.NoError(t, l.addServer())
+	}
+	assert.EqualError(t, l.addServer(), "8 servers are enough: restart one")
+}
+
+func TestAMoveIsNeededOnlyIfItsServerIsGone(t *testing.T) {
+	const window = time.Second
+	now := time.Now()
+	for name, tc := range map[string]struct {
+		why    string
+		after  time.Duration
+		back   bool
+		needed bool
+	}{
+		"a server that is there":                      {},
+		"a drained one":                               {why: drained, needed: true},
+		"a dead one, when the window is over":         {why: killed, after: window, needed: true},
+		"a dead one, inside the window":               {why: killed, after: window - 1},
+		"one that has answered since it was killed":   {why: killed, after: window, back: true},
+		"one that has answered since it left":         {why: drained, after: window, back: true},
+		"one that was dead for long and answers none": {why: killed, after: time.Hour, needed: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			j := judge{window: window, gone: make(map[string]absence)}
+			if tc.why != "" {
+				j.leaves("game-1", tc.why, now)
+				j.leaves("game-1", killed, now.Add(tc.after)) // again, before it was back
+			}
+			if tc.back {
+				j.answers("game-1")
+			}
+			_, needed := j.verdict("game-1", now.Add(tc.after))
+			assert.Equal(t, tc.needed, needed)
+		})
+	}
+}
+
+func TestANeedlessMoveIsCalledThat(t *testing.T) {
+	b := page.NewBoard()
+	g := &liveGame{board: b, story: story{board: b}, judge: judge{window: time.Hour, gone: make(map[string]absence)}}
+	g.moved("ada", "game-1", "game-2", 7, true)
+	g.judge.leaves("game-3", killed, time.Now())
+	g.moved("bo", "game-3", "game-2", 8, true)
+	f, _, _ := b.Since(0)
+	assert.Equal(t, page.Totals{Needless: 2}, *f.Totals)
+	require.Len(t, f.Notes, 2)
+	assert.Equal(t, "game-1 is there. Needless moves: ada to game-2; 7 points are lost.", f.Notes[0].Text)
+	assert.Equal(t, "game-3 was killed just now. Needless moves: bo to game-2; 8 points are lost.", f.Notes[1].Text)
+	assert.Equal(t, page.Needless, f.Notes[0].Kind)
+}
+
+func TestWhatHappensToManyIsOneNote(t *testing.T) {
+	b := page.NewBoard()
+	s := story{board: b}
+	s.tell(page.Needed, "gone:", "ada", "; %d points", 3)
+	s.tell(page.Needed, "gone:", "bo", "; %d points", 4)
+	s.tell(page.Needed, "gone:", "ada", "; %d points", 5)
+	f, _, _ := b.Since(0)
+	require.Len(t, f.Notes, 2)
+	assert.Equal(t, "gone: ada, bo; 7 points", f.Notes[0].Text)
+	assert.Equal(t, "gone: ada; 5 points", f.Notes[1].Text, "again is another story")
+}
+
+func TestThePageIsServedUntilTheProgramIsToldToEnd(t *testing.T) {
+	url, _ := startLive(t, "127.0.0.1:0") // which checks that the program ends, and how
+	resp, err := http.Get(url + "events")
+	require.NoError(t, err)
+	t.Cleanup(func() { resp.Body.Close() }) // after the end: a reader must not hold it up
+	buf := make([]byte, 64)
+	_, err = resp.Body.Read(buf)
+	require.NoError(t, err)
+	assert.True(t, strings.HasPrefix(string(buf), "retry:"), "%s", buf)
+}
+
+func TestAnAddressThatIsTakenIsOneLine(t *testing.T) {
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer lis.Close()
+	var stdout, stderr bytes.Buffer
+	assert.Equal(t, exitUsage, run(t.Context(), []string{"-http", lis.Addr().String()}, &stdout, &stderr))
+	assert.Equal(t, 1, strings.Count(stderr.String(), "\n"))
+	assert.Contains(t, stderr.String(), "stateful-game: -http "+lis.Addr().String()+": ")
+	assert.Empty(t, stdout.String())
+}
