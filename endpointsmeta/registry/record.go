@@ -29,11 +29,20 @@ func (i Instance) equal(o Instance) bool {
 	return i.Key == o.Key && i.Addr == o.Addr && i.Meta.Equal(o.Meta)
 }
 
-// decodeRecord reads a record in the JSON of the official endpoints package.
-func decodeRecord(key string, value []byte) (Instance, error) {
+// decodeRecord reads a record in the JSON of the official endpoints package, or, if
+// plain ones are wanted, a bare "host:port".
+func decodeRecord(key string, value []byte, plain bool) (Instance, error) {
+	bare := isPlainAddress(value)
+	if bare && plain {
+		return Instance{ID: string(value), Addr: string(value), Key: key}, nil
+	}
 	var ep *endpoints.Endpoint // its fields are those of the record
 	if err := json.Unmarshal(value, &ep); err != nil {
-		return Instance{}, fmt.Errorf("registry: record must be a JSON object: %w", err)
+		hint := ""
+		if bare {
+			hint = " (WithPlainAddresses reads a bare address)"
+		}
+		return Instance{}, fmt.Errorf("registry: record must be a JSON object%s: %w", hint, err)
 	}
 	if ep == nil || ep.Addr == "" {
 		return Instance{}, errors.New("registry: record must have an Addr")

@@ -18,8 +18,8 @@ func checkService(cli *clientv3.Client, service string) error {
 	if cli == nil {
 		return errNoClient
 	}
-	if service == "" || strings.Trim(service, "/") != service {
-		return fmt.Errorf("registry: service must be a name that does not begin or end with a slash, got %q", service)
+	if service == "" || strings.HasSuffix(service, "/") {
+		return fmt.Errorf("registry: service must be a name that does not end with a slash, got %q", service)
 	}
 	return nil
 }
