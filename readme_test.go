@@ -19,6 +19,30 @@ func TestReadmeSnippetsAreCompiledCode(t *testing.T) {
 	}
 }
 
+func TestSnippetsOfOtherDocumentsAreCompiledCode(t *testing.T) {
+	for doc, dir := range map[string]string{
+		"docs/WORKS-WITH.md": "e2e",
+	} {
+		code := goFiles(t, dir)
+		snippets := blocks(read(t, doc), "go")
+		require.NotEmpty(t, snippets)
+		for _, s := range snippets {
+			require.Contains(t, code, flat(s), doc)
+		}
+	}
+}
+
+// The documents name the tests that hold what they say.
+func TestTestsThatDocumentsNameExist(t *testing.T) {
+	var code strings.Builder
+	for _, dir := range []string{"e2e", "stickybalancer"} {
+		code.WriteString(goFiles(t, dir))
+	}
+	for _, name := range regexp.MustCompile("`(Test\\w+)").FindAllStringSubmatch(read(t, "docs/WORKS-WITH.md"), -1) {
+		require.Contains(t, code.String(), "func "+name[1])
+	}
+}
+
 // A guide's Go is of its code before or after; in what it shows as a difference, the lines
 // that go, with those that stay, are of the code before, and those that come of that after.
 func TestGuideSnippetsAreCompiledCode(t *testing.T) {

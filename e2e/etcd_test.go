@@ -21,6 +21,7 @@ type etcd struct {
 	client url.URL
 	peer   url.URL
 	server *embed.Etcd
+	more   func(*embed.Config) // nil if it is set up as any
 }
 
 // newEtcd returns one that is not started yet.
@@ -56,6 +57,9 @@ func (e *etcd) start() {
 	cfg.TickMs, cfg.ElectionMs = 20, 200
 	cfg.UnsafeNoFsync = true
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	if e.more != nil {
+		e.more(cfg)
+	}
 	var err error
 	e.server, err = embed.StartEtcd(cfg)
 	require.NoError(e.t, err)
@@ -80,8 +84,17 @@ func (e *etcd) wipe() { e.dir = e.t.TempDir() }
 // newClient returns a client of e that is closed with the test.
 func (e *etcd) newClient() *clientv3.Client {
 	e.t.Helper()
+	return e.newClientAs(clientv3.Config{})
+}
+
+// newClientAs is newClient with what cfg says of who it is.
+func (e *etcd) newClientAs(cfg clientv3.Config) *clientv3.Client {
+	e.t.Helper()
 	cli, err := clientv3.New(clientv3.Config{
-		Endpoints:            []string{e.client.Host},
+		Endpoints:            []string{e.client.String()},
+		TLS:                  cfg.TLS,
+		Username:             cfg.Username,
+		Password:             cfg.Password,
 		Logger:               zap.NewNop(),
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: 3 * time.Second,
