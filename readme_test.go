@@ -21,7 +21,8 @@ func TestReadmeSnippetsAreCompiledCode(t *testing.T) {
 
 func TestSnippetsOfOtherDocumentsAreCompiledCode(t *testing.T) {
 	for doc, dir := range map[string]string{
-		"docs/WORKS-WITH.md": "e2e",
+		"docs/WORKS-WITH.md":        "e2e",
+		"docs/kubernetes/README.md": "e2e/cmd/pod",
 	} {
 		code := goFiles(t, dir)
 		snippets := blocks(read(t, doc), "go")
@@ -35,11 +36,27 @@ func TestSnippetsOfOtherDocumentsAreCompiledCode(t *testing.T) {
 // The documents name the tests that hold what they say.
 func TestTestsThatDocumentsNameExist(t *testing.T) {
 	var code strings.Builder
-	for _, dir := range []string{"e2e", "stickybalancer"} {
+	for _, dir := range []string{"e2e", "e2e/cmd/pod", "stickybalancer"} {
 		code.WriteString(goFiles(t, dir))
 	}
-	for _, name := range regexp.MustCompile("`(Test\\w+)").FindAllStringSubmatch(read(t, "docs/WORKS-WITH.md"), -1) {
-		require.Contains(t, code.String(), "func "+name[1])
+	for _, doc := range []string{"docs/WORKS-WITH.md", "docs/kubernetes/README.md"} {
+		for _, name := range regexp.MustCompile("`(Test\\w+)").FindAllStringSubmatch(read(t, doc), -1) {
+			require.Contains(t, code.String(), "func "+name[1])
+		}
+	}
+}
+
+func TestSnippetsOfManifestsAreInTheFiles(t *testing.T) {
+	var all strings.Builder
+	files, err := filepath.Glob("docs/kubernetes/*.yaml")
+	require.NoError(t, err)
+	for _, f := range files {
+		all.WriteString(flat(read(t, f)) + "\n")
+	}
+	snippets := blocks(read(t, "docs/kubernetes/README.md"), "yaml")
+	require.NotEmpty(t, snippets)
+	for _, s := range snippets {
+		require.Contains(t, all.String(), flat(s))
 	}
 }
 
