@@ -84,8 +84,17 @@ func (e *etcd) wipe() { e.dir = e.t.TempDir() }
 // newClient returns a client of e that is closed with the test.
 func (e *etcd) newClient() *clientv3.Client {
 	e.t.Helper()
+	return e.newClientAs(clientv3.Config{})
+}
+
+// newClientAs is newClient with what cfg says of who it is.
+func (e *etcd) newClientAs(cfg clientv3.Config) *clientv3.Client {
+	e.t.Helper()
 	cli, err := clientv3.New(clientv3.Config{
-		Endpoints:            []string{e.client.Host},
+		Endpoints:            []string{e.client.String()},
+		TLS:                  cfg.TLS,
+		Username:             cfg.Username,
+		Password:             cfg.Password,
 		Logger:               zap.NewNop(),
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: 3 * time.Second,

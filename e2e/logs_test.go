@@ -21,7 +21,7 @@ import (
 
 // logs are the lines that our components log while on. gRPC wants its logger before all
 // else, so it is set for all tests; otherwise it does as gRPC's default does.
-var logs = &lines{LoggerV2: grpclog.NewLoggerV2(discard{}, discard{}, os.Stderr)}
+var logs = &grpcLog{LoggerV2: grpclog.NewLoggerV2(discard{}, discard{}, os.Stderr)}
 
 func init() { grpclog.SetLoggerV2(logs) }
 
@@ -29,16 +29,16 @@ type discard struct{}
 
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
 
-type lines struct {
+type grpcLog struct {
 	grpclog.LoggerV2
 	on  atomic.Bool
 	mu  sync.Mutex
 	all []string
 }
 
-func (l *lines) V(level int) bool { return l.on.Load() && level <= 2 }
+func (l *grpcLog) V(level int) bool { return l.on.Load() && level <= 2 }
 
-func (l *lines) keep(severity string, args []any) {
+func (l *grpcLog) keep(severity string, args []any) {
 	line := fmt.Sprintln(args...)
 	if l.on.Load() && (strings.Contains(line, "[stickybalancer]") || strings.Contains(line, "[homing-registry]")) {
 		l.mu.Lock()
@@ -47,19 +47,19 @@ func (l *lines) keep(severity string, args []any) {
 	}
 }
 
-func (l *lines) Info(args ...any)                 { l.keep("INFO", args) }
-func (l *lines) Infoln(args ...any)               { l.keep("INFO", args) }
-func (l *lines) Infof(f string, args ...any)      { l.keep("INFO", []any{fmt.Sprintf(f, args...)}) }
-func (l *lines) Warning(args ...any)              { l.keep("WARNING", args) }
-func (l *lines) Warningln(args ...any)            { l.keep("WARNING", args) }
-func (l *lines) Warningf(f string, args ...any)   { l.keep("WARNING", []any{fmt.Sprintf(f, args...)}) }
-func (l *lines) InfoDepth(_ int, args ...any)     { l.keep("INFO", args) }
-func (l *lines) WarningDepth(_ int, args ...any)  { l.keep("WARNING", args) }
-func (l *lines) ErrorDepth(_ int, args ...any)    { l.keep("ERROR", args) }
-func (l *lines) FatalDepth(depth int, arg ...any) { l.LoggerV2.Fatal(arg...) }
+func (l *grpcLog) Info(args ...any)                 { l.keep("INFO", args) }
+func (l *grpcLog) Infoln(args ...any)               { l.keep("INFO", args) }
+func (l *grpcLog) Infof(f string, args ...any)      { l.keep("INFO", []any{fmt.Sprintf(f, args...)}) }
+func (l *grpcLog) Warning(args ...any)              { l.keep("WARNING", args) }
+func (l *grpcLog) Warningln(args ...any)            { l.keep("WARNING", args) }
+func (l *grpcLog) Warningf(f string, args ...any)   { l.keep("WARNING", []any{fmt.Sprintf(f, args...)}) }
+func (l *grpcLog) InfoDepth(_ int, args ...any)     { l.keep("INFO", args) }
+func (l *grpcLog) WarningDepth(_ int, args ...any)  { l.keep("WARNING", args) }
+func (l *grpcLog) ErrorDepth(_ int, args ...any)    { l.keep("ERROR", args) }
+func (l *grpcLog) FatalDepth(depth int, arg ...any) { l.LoggerV2.Fatal(arg...) }
 
 // text returns what was logged.
-func (l *lines) text() string {
+func (l *grpcLog) text() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return strings.Join(l.all, "")

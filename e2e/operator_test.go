@@ -77,6 +77,7 @@ func at(t *testing.T, cli *clientv3.Client, addr string, m endpointsmeta.Meta, o
 	return registerMeta(t, cli, &server{id: m.ID, addr: addr}, m, opts...)
 }
 
+// put writes a record by hand.
 func put(t testing.TB, cli *clientv3.Client, key, value string, opts ...clientv3.OpOption) {
 	t.Helper()
 	_, err := cli.Put(bg, key, value, opts...)

@@ -24,7 +24,8 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	_ "google.golang.org/grpc/xds" // registers outlier_detection_experimental
 
-	_ "github.com/homing-grpc/homing/stickybalancer"
+	"github.com/homing-grpc/homing/affinity"
+	"github.com/homing-grpc/homing/stickybalancer"
 )
 
 type outlierServer struct {
@@ -108,6 +109,10 @@ func TestOutlierDetectionTakesAFailingServerOut(t *testing.T) {
 				require.Equal(t, map[string]int{"a": 20, "failed": 20, "c": 20}, round())
 				pass(2 * time.Second)
 				require.Equal(t, map[string]int{"a": 30, "c": 30}, round(), "ejected")
+				if policy == stickybalancer.Name {
+					_, err := client.UnaryCall(affinity.Require(t.Context(), "b"), &testpb.SimpleRequest{})
+					require.Equal(t, codes.Internal, status.Code(err), "what belongs to it still goes there")
+				}
 
 				servers["b"].sick.Store(false)
 				pass(20 * time.Second)

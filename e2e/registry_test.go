@@ -219,7 +219,7 @@ func TestBadArgumentsAreRefusedByName(t *testing.T) {
 	cli := startEtcd(t).newClient()
 	for _, c := range []struct{ service, addr, id, want string }{
 		{"", "127.0.0.1:1", "a", "service"},
-		{"/game", "127.0.0.1:1", "a", "service"},
+		{"game/", "127.0.0.1:1", "a", "service"},
 		{"game", "", "a", "addr"},
 		{"game", "localhost", "a", "addr"},
 		{"game", ":80", "a", "addr"},

@@ -2,12 +2,15 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
 
 	"github.com/homing-grpc/homing/affinity"
@@ -121,4 +124,27 @@ func TestServeRefusesAWildcardWithoutAnAdvertisedAddress(t *testing.T) {
 	s := newServer(t, "a")
 	err := registry.Serve(bg, cli, service, s.grpc, s.lis, endpointsmeta.Meta{ID: "a"}, registry.WithAdvertise("0.0.0.0:1"))
 	require.ErrorContains(t, err, "0.0.0.0:1")
+}
+
+// A client that checks health has a stream open for as long as it is connected.
+func TestServeDoesNotWaitForHealthChecks(t *testing.T) {
+	cli := startEtcd(t).newClient()
+	calls := new(registry.Calls)
+	s := newServer(t, "a", grpc.StatsHandler(calls))
+	healthpb.RegisterHealthServer(s.grpc, health.NewServer())
+	ctx, leave := context.WithCancel(bg)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- registry.Serve(ctx, cli, service, s.grpc, s.lis, endpointsmeta.Meta{ID: "a"}, registry.WithCalls(calls))
+	}()
+	policy, err := stickybalancer.Config{}.MarshalJSON()
+	require.NoError(t, err)
+	c := newChannel(t, cli, stickybalancer.Config{}, grpc.WithDefaultServiceConfig(fmt.Sprintf(
+		`{"loadBalancingConfig":[{%q:%s}],"healthCheckConfig":{"serviceName":""}}`, stickybalancer.Name, policy)))
+	c.sees("a")
+	require.Zero(t, calls.UnderWay())
+	start := time.Now()
+	leave()
+	require.NoError(t, <-ended)
+	require.Less(t, time.Since(start), 5*time.Second)
 }

@@ -17,7 +17,7 @@ func TestABurstOfChangesIsOneList(t *testing.T) {
 		changes <- clientv3.WatchResponse{
 			Header: &etcdserverpb.ResponseHeader{Revision: int64(i + 1)},
 			Events: []*clientv3.Event{{Type: clientv3.EventTypePut, Kv: &mvccpb.KeyValue{
-				Key: []byte(key), Value: []byte(`{"Op":0,"Addr":"10.0.0.1:80","Metadata":null}`), ModRevision: int64(i + 1),
+				Key: []byte(key), Value: fmt.Appendf(nil, `{"Addr":"10.0.0.1:%d"}`, i+1), ModRevision: int64(i + 1),
 			}}},
 		}
 	}

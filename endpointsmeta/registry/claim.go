@@ -115,7 +115,7 @@ func (r *Registration) claim(ctx context.Context, first bool) error {
 	guard := clientv3.Compare(clientv3.CreateRevision(r.key), "=", 0)
 	var before int64
 	if old != nil {
-		i, bad := decodeRecord(r.key, old.Value)
+		i, bad := decodeRecord(r.key, old.Value, true)
 		before = i.Meta.Incarnation
 		theirs := before > r.Meta().Incarnation
 		if first {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -37,6 +38,7 @@ type feed struct {
 	cli    *clientv3.Client
 	prefix string
 	probe  time.Duration
+	plain  bool // a bare address is a record, too
 	// again asks for a look whether what is known is still true.
 	again <-chan struct{}
 
@@ -166,7 +168,7 @@ func (f *feed) put(key string, value []byte, revision int64) {
 	if strings.Contains(key[len(f.prefix):], "/") {
 		return
 	}
-	i, err := decodeRecord(key, value)
+	i, err := decodeRecord(key, value, f.plain)
 	if err == nil && !utf8.ValidString(key) {
 		err = errors.New("registry: key must be UTF-8")
 	}
@@ -382,7 +384,7 @@ func (f *feed) missed(l lookResult) map[string]int64 {
 // last one is sorted: it is put among the others, which are as they were.
 func (f *feed) instances() []Instance {
 	if len(f.changed) == 0 && f.sorted != nil {
-		return f.sorted
+		return withoutShadows(f.sorted)
 	}
 	var fresh []Instance
 	for key := range f.changed {
@@ -405,5 +407,29 @@ func (f *feed) instances() []Instance {
 	}
 	f.sorted = append(list, fresh...)
 	clear(f.changed)
-	return f.sorted
+	return withoutShadows(f.sorted)
+}
+
+// withoutShadows returns list without each record that names no id if another one
+// of the same address does: of a server that was upgraded where it is, say, and whose old
+// record has not ended yet. Of several that name none the first stays.
+func withoutShadows(list []Instance) []Instance {
+	unnamed := func(i Instance) bool { return i.Meta.ID == "" }
+	if !slices.ContainsFunc(list, unnamed) {
+		return list
+	}
+	known := make(map[string]bool, len(list))
+	for _, i := range list {
+		if !unnamed(i) {
+			known[i.Addr] = true
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(list), func(i Instance) bool {
+		if !unnamed(i) {
+			return false
+		}
+		was := known[i.Addr]
+		known[i.Addr] = true
+		return was
+	})
 }

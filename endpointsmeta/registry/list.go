@@ -11,13 +11,17 @@ import (
 )
 
 // List returns the servers of service, sorted by id. Records that make no sense
-// are skipped with a warning in the log; those of "game/eu" are not of "game". It is safe for concurrent use, and ends
-// with ctx, at the latest after a few seconds.
-func List(ctx context.Context, cli *clientv3.Client, service string) ([]Instance, error) {
+// are skipped with a warning in the log; those of "game/eu" are not of "game". Of two
+// records of one address, one that names no id is passed over. It is safe for concurrent
+// use, and ends with ctx, at the latest after a few seconds.
+func List(ctx context.Context, cli *clientv3.Client, service string, opts ...ListOption) ([]Instance, error) {
 	if err := checkService(cli, service); err != nil {
 		return nil, err
 	}
 	f := newFeed(cli, service)
+	for _, o := range opts {
+		o.applyFeed(f)
+	}
 	if err := f.list(ctx); err != nil {
 		return nil, fmt.Errorf("registry: list of %q: %w", service, err)
 	}
@@ -37,7 +41,7 @@ func owned(list []Instance) []Instance {
 // again after each change; changes that come faster than the loop are yielded as
 // one. Where etcd cannot be asked it yields an error, and goes on: the last list
 // stands. It ends when ctx does, or the loop; a bad argument is its only word.
-func Watch(ctx context.Context, cli *clientv3.Client, service string) iter.Seq2[[]Instance, error] {
+func Watch(ctx context.Context, cli *clientv3.Client, service string, opts ...ListOption) iter.Seq2[[]Instance, error] {
 	return func(yield func([]Instance, error) bool) {
 		if err := checkService(cli, service); err != nil {
 			yield(nil, err)
@@ -46,9 +50,13 @@ func Watch(ctx context.Context, cli *clientv3.Client, service string) iter.Seq2[
 		ctx, cancel := context.WithCancel(ctx)
 		news := newMailbox()
 		done := make(chan struct{})
+		f := newFeed(cli, service)
+		for _, o := range opts {
+			o.applyFeed(f)
+		}
 		go func() {
 			defer close(done)
-			newFeed(cli, service).run(ctx, news.list, news.fail)
+			f.run(ctx, news.list, news.fail)
 		}()
 		defer func() {
 			cancel()

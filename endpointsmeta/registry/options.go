@@ -8,6 +8,12 @@ import (
 // BuilderOption configures [NewBuilder].
 type BuilderOption interface{ applyBuilder(*builder) error }
 
+// ListOption configures [List] and [Watch], and [NewBuilder] too.
+type ListOption interface {
+	BuilderOption
+	applyFeed(*feed)
+}
+
 // RegisterOption configures [Register], and [Serve] too.
 type RegisterOption interface {
 	ServeOption
@@ -47,6 +53,20 @@ func WithProbeInterval(d time.Duration) BuilderOption {
 		return nil
 	})
 }
+
+type plainAddresses struct{}
+
+func (plainAddresses) applyBuilder(b *builder) error { b.plain = true; return nil }
+
+func (plainAddresses) applyFeed(f *feed) { f.plain = true }
+
+// WithPlainAddresses also reads records that are nothing but an address: under any key
+// of the service, a value like "10.0.0.7:7000", as hand-written registrations have it.
+// The server's id is then that address; what the key says is not looked at, for it may
+// be an address, a name, or a lease that is another one after each restart. The address
+// is a host name or an IP, and a port from 1 to 65535. Default: such a record is skipped
+// with a warning, like any that makes no sense.
+func WithPlainAddresses() ListOption { return plainAddresses{} }
 
 // WithTTL sets how long a server that has died stays in the registry: the time to
 // live of its lease, which is renewed three times in it. Default 10s; whole

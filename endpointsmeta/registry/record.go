@@ -2,6 +2,7 @@ package registry
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -27,9 +28,17 @@ func (i *Instance) equal(o *Instance) bool {
 	return i.Key == o.Key && i.Addr == o.Addr && i.Meta.Equal(o.Meta)
 }
 
-// decodeRecord reads a record in the JSON of the official endpoints package.
-func decodeRecord(key string, value []byte) (Instance, error) {
+// decodeRecord reads a record in the JSON of the official endpoints package, or, if
+// plain ones are wanted, a bare "host:port".
+func decodeRecord(key string, value []byte, plain bool) (Instance, error) {
+	bare := isPlainAddress(value)
+	if bare && plain {
+		return Instance{ID: string(value), Addr: string(value), Key: key}, nil
+	}
 	r, err := records.Decode(value)
+	if err != nil && bare {
+		err = fmt.Errorf("%w (WithPlainAddresses reads a bare address)", err)
+	}
 	if err != nil {
 		return Instance{}, err
 	}

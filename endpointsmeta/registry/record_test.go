@@ -1,6 +1,8 @@
 package registry
 
 import (
+	"net"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -31,7 +33,7 @@ var recordTable = []struct {
 func TestDecodeRecord(t *testing.T) {
 	for _, c := range recordTable {
 		t.Run(c.value, func(t *testing.T) {
-			got, err := decodeRecord("k", []byte(c.value))
+			got, err := decodeRecord("k", []byte(c.value), false)
 			if c.err != "" {
 				require.ErrorContains(t, err, c.err)
 				return
@@ -42,14 +44,96 @@ func TestDecodeRecord(t *testing.T) {
 	}
 }
 
+var plainTable = []struct {
+	value string
+	ok    bool
+}{
+	{"10.0.0.7:7000", true},
+	{"game-1.game.default.svc.cluster.local:65535", true},
+	{"[::1]:7000", true},
+	{"[fe80::1%eth0]:7000", true},
+	{"localhost:1", true},
+	{"", false},
+	{":7000", false},
+	{"10.0.0.7", false},
+	{"10.0.0.7:", false},
+	{"10.0.0.7:0", false},
+	{"10.0.0.7:65536", false},
+	{"10.0.0.7:http", false},
+	{"10.0.0.7:+7", false},
+	{"::1:7000", false},
+	{"http://10.0.0.7:7000", false},
+	{"10.0.0.7:7000\n", false},
+	{" 10.0.0.7:7000", false},
+	{"a b:7000", false},
+	{"10.0.0.7:7000,10.0.0.8:7000", false},
+	{"h\xff:7000", false},
+	{`"10.0.0.7:7000"`, false},
+	{`{"a":1}`, false},
+	{strings.Repeat("h", 256) + ":1", false},
+}
+
+func TestAPlainAddressIsAServerWhoseIDItIs(t *testing.T) {
+	for _, c := range plainTable {
+		t.Run(c.value, func(t *testing.T) {
+			got, err := decodeRecord("k", []byte(c.value), true)
+			if !c.ok {
+				require.Error(t, err)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, Instance{ID: c.value, Addr: c.value, Key: "k"}, got)
+		})
+	}
+}
+
+func TestAPlainAddressIsBadWithoutTheOption(t *testing.T) {
+	_, err := decodeRecord("k", []byte("10.0.0.7:7000"), false)
+	require.ErrorContains(t, err, "WithPlainAddresses")
+	_, err = decodeRecord("k", []byte("10.0.0.7"), false)
+	require.Error(t, err)
+	require.NotContains(t, err.Error(), "WithPlainAddresses")
+}
+
+func TestJSONIsReadWithPlainAddressesToo(t *testing.T) {
+	for _, c := range recordTable {
+		if c.err != "" || c.value == "" {
+			continue
+		}
+		got, err := decodeRecord("k", []byte(c.value), true)
+		require.NoError(t, err)
+		require.Equal(t, c.want, got)
+	}
+}
+
+func TestARecordWithoutAnIDYieldsToOneOfItsAddressThatHasOne(t *testing.T) {
+	bare := func(key, addr string) Instance { return Instance{ID: addr, Addr: addr, Key: key} }
+	named := Instance{ID: "b", Addr: "h:1", Meta: endpointsmeta.Meta{ID: "b"}, Key: "k1"}
+	got := withoutShadows([]Instance{bare("k2", "h:1"), bare("k3", "h:2"), bare("k4", "h:2"), named})
+	require.Equal(t, []Instance{bare("k3", "h:2"), named}, got)
+}
+
 func FuzzDecodeRecord(f *testing.F) {
 	for _, c := range recordTable {
 		f.Add([]byte(c.value))
 	}
+	for _, c := range plainTable {
+		f.Add([]byte(c.value))
+	}
 	f.Fuzz(func(t *testing.T, value []byte) {
-		i, err := decodeRecord("k", value)
+		i, err := decodeRecord("k", value, false)
 		if err == nil && (i.Addr == "" || i.ID == "") {
 			t.Fatalf("%q is no server: %+v", value, i)
+		}
+		p, plainErr := decodeRecord("k", value, true)
+		switch {
+		case err == nil && (plainErr != nil || !p.equal(&i)):
+			t.Fatalf("%q is %+v, and with plain addresses %+v, %v", value, i, p, plainErr)
+		case err != nil && plainErr == nil:
+			host, port, err := net.SplitHostPort(p.Addr)
+			if err != nil || host == "" || port == "" || p.Addr != string(value) || p.ID != p.Addr {
+				t.Fatalf("%q is no address: %+v", value, p)
+			}
 		}
 	})
 }

@@ -16,7 +16,10 @@ import (
 	"google.golang.org/grpc/resolver"
 )
 
-// Scheme is that of targets: "etcd:///game" is the service "game".
+// Scheme is that of targets: "etcd:///game" is the service "game", and records are under
+// "game/". As with the official resolver, what follows the third slash is the service as
+// it stands: "etcd:////grpclb/game" is "/grpclb/game", "etcd:///chat:///game" is
+// "chat:///game".
 const Scheme = "etcd"
 
 // firstAnswer is how long a new resolver waits for etcd before it says something:
@@ -26,7 +29,7 @@ const firstAnswer = 200 * time.Millisecond
 // NewBuilder returns a resolver for targets like "etcd:///game", for
 // [google.golang.org/grpc.WithResolvers]. One builder may serve many channels. It
 // remembers the last good list of each service, for a channel that was idle and
-// wakes while etcd is away.
+// wakes while etcd is away. Records are read as by [List].
 //
 // A channel learns of no server as "the list is empty", of an etcd that does not
 // answer as an error that says so, and keeps the list that it had meanwhile.
@@ -46,6 +49,7 @@ func NewBuilder(cli *clientv3.Client, opts ...BuilderOption) (resolver.Builder, 
 type builder struct {
 	cli   *clientv3.Client
 	probe time.Duration
+	plain bool // see feed
 
 	made time.Time
 
@@ -166,7 +170,7 @@ func (r *etcdResolver) ResolveNow(resolver.ResolveNowOptions) {
 // watch in a goroutine that may run after Close.
 func (r *etcdResolver) start() {
 	f := newFeed(r.builder.cli, r.service)
-	f.probe, f.again = r.builder.probe, r.again
+	f.probe, f.plain, f.again = r.builder.probe, r.builder.plain, r.again
 	f.confirmed = func() { r.builder.confirm(r.service, r.gauge) }
 	f.resynced = r.gauge.resynced
 	_, f.listed = r.builder.lastList(r.service) // better than what a member that lags has

@@ -24,14 +24,30 @@ const drainNotice = 500 * time.Millisecond
 // grpc.StatsHandler and hand it to [Serve] by [WithCalls]. The zero value is ready.
 type Calls struct{ n atomic.Int64 }
 
-// UnderWay returns how many calls, streams included, have begun and not ended.
+// UnderWay returns how many calls, streams included, have begun and not ended. The streams
+// by which gRPC's clients watch a server's health and load are not among them: they last
+// as long as their connections.
 func (c *Calls) UnderWay() int { return int(c.n.Load()) }
 
+type uncountedKey struct{}
+
 // TagRPC implements [stats.Handler].
-func (c *Calls) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
+func (c *Calls) TagRPC(ctx context.Context, info *stats.RPCTagInfo) context.Context {
+	switch info.FullMethodName {
+	case "/grpc.health.v1.Health/Watch", "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics":
+		return context.WithValue(ctx, uncountedKey{}, true)
+	}
+	return ctx
+}
 
 // HandleRPC implements [stats.Handler].
-func (c *Calls) HandleRPC(_ context.Context, s stats.RPCStats) {
+func (c *Calls) HandleRPC(ctx context.Context, s stats.RPCStats) {
+	switch s.(type) {
+	case *stats.Begin, *stats.End:
+		if ctx.Value(uncountedKey{}) != nil {
+			return
+		}
+	}
 	switch s.(type) {
 	case *stats.Begin:
 		c.n.Add(1)

@@ -10,6 +10,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/homing-grpc/homing/endpointsmeta"
+	"github.com/homing-grpc/homing/internal/records"
 )
 
 var errNoClient = errors.New("registry: cli must be an etcd client, got nil")
@@ -18,8 +19,11 @@ func checkService(cli *clientv3.Client, service string) error {
 	if cli == nil {
 		return errNoClient
 	}
-	if service == "" || strings.Trim(service, "/") != service {
-		return fmt.Errorf("registry: service must be a name that does not begin or end with a slash, got %q", service)
+	if service == "" || strings.HasSuffix(service, "/") {
+		return fmt.Errorf("registry: service must be a name that does not end with a slash, got %q", service)
+	}
+	if strings.HasPrefix(service+"/", records.IntentPrefix) {
+		return fmt.Errorf("registry: service must not be where operators' intents are, got %q", service)
 	}
 	return nil
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/homing-grpc/homing/endpointsmeta"
 )
 
-// IntentPrefix is before all keys of intents. No service's name begins with a slash, so
-// whoever reads the servers of a service never finds an intent among them.
+// IntentPrefix is before all keys of intents. No service may be named so, and whoever reads
+// the servers of a service never finds an intent among them.
 const IntentPrefix = "/homing/operator/"
 
 // Intent is what an operator wants of a server, over what the server says of itself.

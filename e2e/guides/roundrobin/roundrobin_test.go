@@ -1,0 +1,64 @@
+package roundrobin
+
+import (
+	"testing"
+
+	"github.com/homing-grpc/homing/affinity"
+	"github.com/homing-grpc/homing/e2e/guides/guidetest"
+	"github.com/homing-grpc/homing/e2e/guides/roundrobin/after"
+	"github.com/homing-grpc/homing/e2e/guides/roundrobin/before"
+)
+
+func TestOldAndNewServersServeOldAndNewClients(t *testing.T) {
+	_, cli := guidetest.Etcd(t)
+	oldServer := guidetest.Start(t, cli, "game-1", before.Serve)
+	conn, err := before.Dial(cli)
+	oldClient := guidetest.Client(t, conn, err)
+	conn, err = after.Dial(cli)
+	newClient := guidetest.Client(t, conn, err)
+	guidetest.Sees(t, oldClient, "game-1")
+	guidetest.Sees(t, newClient, "game-1")
+
+	guidetest.Start(t, cli, "game-2", after.Serve)
+	guidetest.Sees(t, oldClient, "game-1", "game-2")
+	guidetest.Sees(t, newClient, "game-1", "game-2")
+
+	guidetest.Stays(affinity.With(t.Context(), oldServer.Addr), t, newClient, "game-1")
+	guidetest.Stays(affinity.With(t.Context(), "game-2"), t, newClient, "game-2")
+}
+
+func TestASessionStaysAndMovesWhenItsServerIsReplaced(t *testing.T) {
+	_, cli := guidetest.Etcd(t)
+	oldServer := guidetest.Start(t, cli, "game-1", before.Serve)
+	conn, err := after.Dial(cli)
+	client := guidetest.Client(t, conn, err)
+	guidetest.Sees(t, client, "game-1")
+	session := affinity.NewSession("player-7")
+	ctx := session.Context(t.Context())
+	guidetest.Stays(ctx, t, client, "game-1")
+
+	guidetest.Start(t, cli, "game-2", after.Serve)
+	guidetest.Sees(t, client, "game-1", "game-2")
+	guidetest.Stays(ctx, t, client, "game-1")
+
+	oldServer.Stop()
+	guidetest.Soon(t, func() bool {
+		name, err := guidetest.Who(ctx, client)
+		return err == nil && name == "game-2"
+	}, "the session moves")
+	guidetest.Stays(ctx, t, client, "game-2")
+}
+
+func TestARestartUnderTheSameIDKeepsCallersByID(t *testing.T) {
+	_, cli := guidetest.Etcd(t)
+	guidetest.Start(t, cli, "game-1", after.Serve)
+	second := guidetest.Start(t, cli, "game-2", after.Serve)
+	conn, err := after.Dial(cli)
+	client := guidetest.Client(t, conn, err)
+	guidetest.Sees(t, client, "game-1", "game-2")
+	second.Stop()
+	guidetest.Sees(t, client, "game-1")
+	guidetest.Start(t, cli, "game-2", after.Serve)
+	guidetest.Sees(t, client, "game-1", "game-2")
+	guidetest.Stays(affinity.Require(t.Context(), "game-2"), t, client, "game-2")
+}
