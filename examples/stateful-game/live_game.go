@@ -51,7 +51,6 @@ type liveGame struct {
 	running page.EtcdState
 	servers map[string]*liveServer
 	players []*livePlayer
-	judge   judge
 }
 
 func newLiveGame(ctx context.Context, service string) (*liveGame, error) {
@@ -64,7 +63,6 @@ func newLiveGame(ctx context.Context, service string) (*liveGame, error) {
 		board:   page.NewBoard(),
 		etcd:    etcd,
 		servers: make(map[string]*liveServer),
-		judge:   judge{window: reconnectWindow, gone: make(map[string]absence)},
 	}
 	g.story.board = g.board
 	g.ctx, g.stop = context.WithCancel(ctx)

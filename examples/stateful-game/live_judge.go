@@ -2,38 +2,32 @@ package main
 
 import "time"
 
-// judge knows which servers are gone, and so which moves are needed. It goes by what
-// was done to the servers, and by who answered; not by what the balancer says of it.
-type judge struct {
-	window time.Duration
-	gone   map[string]absence // by server
-}
-
-// absence lasts until the next server under the id has answered somebody.
+// absence is that of one start of a server, and so of all that it held in memory. It
+// goes by what was done to the server and by who answered, not by what the balancer
+// says of it. The zero value is of one that is there.
 type absence struct {
-	why   string // drained or killed
-	since time.Time
+	why   string // drained or killed, whatever was first
+	from  time.Time
+	until time.Time // when the next one under the id first answered somebody; zero if none has
 }
 
-func (j *judge) leaves(id, why string, now time.Time) {
-	if _, ok := j.gone[id]; !ok {
-		j.gone[id] = absence{why, now}
+func (a *absence) begin(why string, now time.Time) {
+	if a.why == "" {
+		a.why, a.from = why, now
 	}
 }
 
-// answers is told that a server answers that has not been told to leave.
-func (j *judge) answers(id string) { delete(j.gone, id) }
-
-// verdict says whether a move away from a server is needed: that one has drained, or
-// has been dead for as long as calls have to wait for it. why is "" if it is there.
-func (j *judge) verdict(from string, now time.Time) (why string, needed bool) {
-	a, ok := j.gone[from]
-	switch {
-	case !ok:
-		return "", false
-	case a.why == killed:
-		return a.why, now.Sub(a.since) >= j.window
-	default:
-		return a.why, true
+func (a *absence) end(now time.Time) {
+	if a.until.IsZero() {
+		a.until = now
 	}
+}
+
+// excuses reports whether a player who was held there had to move: it has drained, or
+// was dead for as long as calls have to wait for it.
+func (a absence) excuses(now time.Time, window time.Duration) bool {
+	if !a.until.IsZero() {
+		now = a.until
+	}
+	return a.why == drained || a.why == killed && now.Sub(a.from) >= window
 }

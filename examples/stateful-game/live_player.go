@@ -37,6 +37,7 @@ type livePlayer struct {
 	seat    *seat // nil if there is none
 
 	home   string         // the server that answered last
+	held   *liveServer    // and which start of it
 	joined bool           // that server knows the player
 	bag    *gamepb.Status // the state, while no server holds it
 	score  int64
@@ -231,14 +232,14 @@ func (p *livePlayer) call(ctx context.Context, do func(context.Context, ...grpc.
 // answeredBy is the truth about where the player is: whoever answers holds the state,
 // or has none and says so.
 func (p *livePlayer) answeredBy(id string, unknown bool) {
-	g, old, points := p.game, p.home, p.score
-	g.answered(id)
+	g, old, points, held := p.game, p.home, p.score, p.held
 	p.home = id
+	p.held = cmp.Or(g.answered(id), held)
 	switch {
-	case old == "":
+	case held == nil:
 		g.story.tell(page.Came, "Newcomers:", p.name+" on "+id, "", 0)
 	case old != id:
-		g.moved(p.name, old, id, points, unknown)
+		g.moved(p.name, held, id, points, unknown)
 	case unknown:
 		g.story.tell(page.Lost, fmt.Sprintf("%s has lost its memory. Its players stay and start again:", id), p.name, "; %d points are lost.", points)
 	case p.back:
@@ -266,19 +267,10 @@ func (p *livePlayer) shows(state page.PlayerState) {
 // an answer, too.
 func answered(err error) bool { return err == nil || status.Code(err) == codes.NotFound }
 
-// answered is told which server has answered a call.
-func (g *liveGame) answered(id string) {
+// moved judges a player who is answered by another server than the one that held them.
+func (g *liveGame) moved(player string, held *liveServer, to string, points int64, lost bool) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if s, ok := g.servers[id]; ok && s.state == page.Up {
-		g.judge.answers(id)
-	}
-}
-
-// moved judges a player who is answered by another server than before.
-func (g *liveGame) moved(player, from, to string, points int64, lost bool) {
-	g.mu.Lock()
-	why, needed := g.judge.verdict(from, time.Now())
+	from, why, needed := held.id, held.gone.why, held.gone.excuses(time.Now(), reconnectWindow)
 	g.mu.Unlock()
 	g.board.Count(func(t *page.Totals) {
 		if needed {

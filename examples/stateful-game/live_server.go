@@ -25,7 +25,11 @@ type liveServer struct {
 	cli   *clientv3.Client // its own, so that it can fall silent alone
 	lis   *wiredListener
 	leave context.CancelFunc
-	state page.ServerState // guarded by the game's mu
+
+	// Those are guarded by the game's mu.
+	state page.ServerState
+	gone  absence
+	prev  *liveServer // under the same id, until this one has answered somebody
 }
 
 // die ends the server as kill -9 does. First its etcd client, or it would sign off: to
@@ -66,7 +70,7 @@ func (g *liveGame) startLocked(id string) error {
 		return err
 	}
 	ctx, leave := context.WithCancel(context.WithoutCancel(g.ctx))
-	s := &liveServer{id: id, cli: cli, lis: &wiredListener{Listener: lis}, leave: leave}
+	s := &liveServer{id: id, cli: cli, lis: &wiredListener{Listener: lis}, leave: leave, prev: g.servers[id]}
 	g.servers[id] = s
 	g.board.Server(id, func(is *page.Server) { is.Addr = lis.Addr().String() })
 	g.becomesLocked(s, page.Starting)
@@ -109,7 +113,7 @@ func (g *liveGame) ended(s *liveServer, err error) {
 		g.becomesLocked(s, page.Left)
 		g.board.Note(page.Done, s.id+" has left, in good order.")
 	default:
-		g.judge.leaves(s.id, killed, time.Now())
+		s.gone.begin(killed, time.Now())
 		g.becomesLocked(s, page.Killed)
 		g.board.Note(page.Done, fmt.Sprintf("%s failed: %v", s.id, err))
 	}
@@ -125,7 +129,7 @@ func (g *liveGame) drain(id string) error {
 	if s.state != page.Up {
 		return fmt.Errorf("%s is %s", id, s.state)
 	}
-	g.judge.leaves(id, drained, time.Now())
+	s.gone.begin(drained, time.Now())
 	g.becomesLocked(s, page.Draining)
 	g.board.Note(page.Done, id+" is told to leave. Its players may take their points along.")
 	s.leave()
@@ -164,11 +168,28 @@ func (g *liveGame) restart(id string) error {
 	return nil
 }
 
+// answered is told that a server has answered, and returns which start of it that was.
+func (g *liveGame) answered(id string) *liveServer {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.servers[id]
+	if s == nil {
+		return nil
+	}
+	if s.state == page.Starting && s.prev != nil {
+		return s.prev // the answer is as old as the restart
+	}
+	for ; s.prev != nil; s.prev = s.prev.prev {
+		s.prev.gone.end(time.Now())
+	}
+	return s
+}
+
 // lives is for those who hold the game's mu.
 func (s *liveServer) lives() bool { return s.state != page.Left && s.state != page.Killed }
 
 func (g *liveGame) killLocked(s *liveServer) {
-	g.judge.leaves(s.id, killed, time.Now())
+	s.gone.begin(killed, time.Now())
 	g.becomesLocked(s, page.Killed)
 	s.die()
 }

@@ -173,50 +173,68 @@ func TestWhatCannotBeDoneIsAnErrorThatSaysWhy(t *testing.T) {
 	assert.EqualError(t, l.addServer(), "8 servers are enough: restart one")
 }
 
-func TestAMoveIsNeededOnlyIfItsServerIsGone(t *testing.T) {
+func TestAMoveIsNeededOnlyIfTheServerThatHeldThePlayerIsGone(t *testing.T) {
 	const window = time.Second
-	now := time.Now()
 	for name, tc := range map[string]struct {
 		why    string
-		after  time.Duration
-		back   bool
+		after  time.Duration // the move
+		back   time.Duration // of the next one under the id; 0: never
 		needed bool
 	}{
-		"a server that is there":                      {},
-		"a drained one":                               {why: drained, needed: true},
-		"a dead one, when the window is over":         {why: killed, after: window, needed: true},
-		"a dead one, inside the window":               {why: killed, after: window - 1},
-		"one that has answered since it was killed":   {why: killed, after: window, back: true},
-		"one that has answered since it left":         {why: drained, after: window, back: true},
-		"one that was dead for long and answers none": {why: killed, after: time.Hour, needed: true},
+		"one that is there":                      {after: time.Hour},
+		"one that drains":                        {why: drained, needed: true},
+		"one that has drained, and is back":      {why: drained, after: 2, back: 1, needed: true},
+		"a dead one, inside the window":          {why: killed, after: window - 1},
+		"a dead one, after the window":           {why: killed, after: window, needed: true},
+		"a dead one that was back in the window": {why: killed, after: time.Hour, back: window - 1},
+		"a dead one that was back too late":      {why: killed, after: time.Hour, back: window, needed: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			j := judge{window: window, gone: make(map[string]absence)}
+			var a absence
+			now := time.Now()
 			if tc.why != "" {
-				j.leaves("game-1", tc.why, now)
-				j.leaves("game-1", killed, now.Add(tc.after)) // again, before it was back
+				a.begin(tc.why, now)
+				a.begin(killed, now.Add(1)) // what comes second does not count
 			}
-			if tc.back {
-				j.answers("game-1")
+			if tc.back > 0 {
+				a.end(now.Add(tc.back))
+				a.end(now.Add(time.Hour)) // nor does that
 			}
-			_, needed := j.verdict("game-1", now.Add(tc.after))
-			assert.Equal(t, tc.needed, needed)
+			assert.Equal(t, tc.needed, a.excuses(now.Add(tc.after), window))
 		})
 	}
 }
 
 func TestANeedlessMoveIsCalledThat(t *testing.T) {
 	b := page.NewBoard()
-	g := &liveGame{board: b, story: story{board: b}, judge: judge{window: time.Hour, gone: make(map[string]absence)}}
-	g.moved("ada", "game-1", "game-2", 7, true)
-	g.judge.leaves("game-3", killed, time.Now())
-	g.moved("bo", "game-3", "game-2", 8, true)
+	g := &liveGame{board: b, story: story{board: b}}
+	g.moved("ada", &liveServer{id: "game-1"}, "game-2", 7, true)
+	dead := &liveServer{id: "game-3"}
+	dead.gone.begin(killed, time.Now())
+	g.moved("bo", dead, "game-2", 8, true)
 	f, _, _ := b.Since(0)
 	assert.Equal(t, page.Totals{Needless: 2}, *f.Totals)
 	require.Len(t, f.Notes, 2)
 	assert.Equal(t, "game-1 is there. Needless moves: ada to game-2; 7 points are lost.", f.Notes[0].Text)
 	assert.Equal(t, "game-3 was killed just now. Needless moves: bo to game-2; 8 points are lost.", f.Notes[1].Text)
 	assert.Equal(t, page.Needless, f.Notes[0].Kind)
+}
+
+func TestAServerIsAwayUntilTheNextOneUnderItsIDAnswers(t *testing.T) {
+	first := &liveServer{id: "game-1", state: page.Killed}
+	second := &liveServer{id: "game-1", state: page.Killed, prev: first}
+	third := &liveServer{id: "game-1", state: page.Starting, prev: second}
+	g := &liveGame{servers: map[string]*liveServer{"game-1": third}}
+	for _, s := range []*liveServer{first, second} {
+		s.gone.begin(killed, time.Now())
+	}
+	assert.Same(t, second, g.answered("game-1"), "what has just begun to start cannot have answered")
+	assert.Zero(t, first.gone.until)
+	third.state = page.Up
+	assert.Same(t, third, g.answered("game-1"))
+	assert.NotZero(t, first.gone.until)
+	assert.NotZero(t, second.gone.until)
+	assert.Nil(t, third.prev, "the dead are not kept")
 }
 
 func TestWhatHappensToManyIsOneNote(t *testing.T) {
