@@ -376,6 +376,58 @@ func TestAnAbsentServerTakesWhatItsHolderSendsThere(t *testing.T) {
 	})
 }
 
+func TestAnAbsentServerTakesTheStreamsThatItsHolderSendsThere(t *testing.T) {
+	inFences(t, func(t *testing.T, w *world, fences fences) {
+		s, _ := w.sessionAt("a")
+		fences.fall("a")
+		for _, name := range []string{"b", "c", "d"} {
+			w.game(name).onStream(func(grpc.ServerStream) error { return affinity.Moved("e") })
+		}
+		w.game("e").onStream(echo("e"))
+		fences.absent("e")
+		for range 2 { // a refuses the first, and another one sends the second to e
+			_, err := w.open(s.Context(bg)).Recv()
+			require.Error(t, err)
+		}
+		first, second := w.open(s.Context(bg)), w.open(s.Context(bg)) // it has not arrived yet
+		w.says("e", first)
+		w.says("e", second)
+		require.Equal(t, "e", s.ID(worldTarget))
+	})
+}
+
+func TestAnAbsentServerServesItsSessionsWhoeverRefusedThemBefore(t *testing.T) {
+	inEmptyWorld(t, func(t *testing.T, w *world) {
+		var fallen, e fence
+		var late atomic.Bool
+		answer := make(chan struct{})
+		w.start("a", affinity.WithFence(funcFence(func() bool {
+			if late.Load() {
+				<-answer
+			}
+			return fallen.Fenced()
+		})))
+		w.start("b").fails(affinity.Moved("e"))
+		w.start("e", affinity.WithFence(&e))
+		w.list("a", "b", "e")
+		s, m := w.sessionAt("a")
+		fallen.fenced.Store(true)
+		e.absent.Store(true)
+		late.Store(true)
+		var got string
+		var err error
+		go func() { got, err = w.call(s.Context(bg)) }()
+		synctest.Wait()
+		late.Store(false)
+		w.reaches("e", s.Context(bg)) // b says so
+		close(answer)
+		synctest.Wait()
+		require.NoError(t, err)
+		require.Equal(t, "e", got)
+		m.are(t, "a e moved")
+	}, stickybalancer.Config{}.ServiceConfig())
+}
+
 func TestANewSessionThatIsRefusedHasNotMoved(t *testing.T) {
 	inFences(t, func(t *testing.T, w *world, fences fences) {
 		s := affinity.NewSession(w.keyAt("a"))

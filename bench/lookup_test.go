@@ -3,7 +3,33 @@ package bench
 import (
 	"fmt"
 	"testing"
+
+	"google.golang.org/grpc/balancer"
+
+	"github.com/homing-grpc/homing/affinity"
+	"github.com/homing-grpc/homing/internal/callctx"
 )
+
+var manyKeys = func() (keys [1 << 16]string) {
+	for i := range keys {
+		keys[i] = fmt.Sprint("user:", i*7919)
+	}
+	return keys
+}()
+
+// newKeys makes each call by another key: its hash is computed, as it is when
+// a context is made, but there is only one context.
+func newKeys() func() balancer.PickInfo {
+	info := balancer.PickInfo{Ctx: affinity.WithKey(bg, "k"), FullMethodName: "/bench/Call"}
+	v := callctx.From(info.Ctx)
+	i := uint16(0)
+	return func() balancer.PickInfo {
+		i++
+		v.Key = manyKeys[i]
+		v.Hash = callctx.Hash(v.Key)
+		return info
+	}
+}
 
 // lookups find the home of another key each time, hashing included: a pick of ours by a
 // context whose hash is made for each call, and data structures of others, with the same
@@ -61,6 +87,7 @@ func eachLookup(b *testing.B, run func(b *testing.B, caller func() func())) {
 				run(b, caller)
 			})
 		}
+		dropUnused(n)
 	}
 }
 

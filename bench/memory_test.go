@@ -15,7 +15,7 @@ import (
 // what a channel of n takes, without the list and the connections, over n.
 func BenchmarkMemory(b *testing.B) {
 	for _, n := range []int{100, 1000, 10_000} {
-		for _, s := range []subject{roundRobin, weightedRobin, leastRequest, theRecipe, ours} {
+		for _, s := range []subject{roundRobin, weightedRobin, leastRequest, theRecipe, ours, floor} {
 			if !s.affords(n) {
 				continue
 			}
@@ -39,30 +39,6 @@ func BenchmarkMemory(b *testing.B) {
 	}
 }
 
-// BenchmarkTable is what the homes of a channel take, and those of a second one with the
-// same servers.
-func BenchmarkTable(b *testing.B) {
-	for _, n := range []int{100, 1000, 10_000} {
-		b.Run(fmt.Sprintf("n=%d/policy=%s", n, ours.label), func(b *testing.B) {
-			var sizes [2]int
-			for b.Loop() {
-				rigs := [...]*rig{ours.ready(b, n), ours.ready(b, n)}
-				for i, r := range rigs {
-					held := heap()
-					fill(r)
-					sizes[i] = heap() - held
-				}
-				for _, r := range rigs {
-					r.lb.Close()
-				}
-			}
-			b.ReportMetric(float64(sizes[0])/1e6, "MB/first")
-			b.ReportMetric(max(0, float64(sizes[1])/1e6), "MB/second")
-			b.ReportMetric(0, "ns/op")
-		})
-	}
-}
-
 // connsOf is the size of the connections that the policy was given.
 func connsOf(r *rig) int {
 	one, pointer := int(unsafe.Sizeof(conn{})), int(unsafe.Sizeof(uintptr(0)))
@@ -81,9 +57,3 @@ func everySlot(call func(slot int, info balancer.PickInfo)) {
 }
 
 const slots = 1 << 18
-
-// fill asks for the home of every slot.
-func fill(r *rig) {
-	p, _ := r.channel.newest()
-	everySlot(func(_ int, info balancer.PickInfo) { _, _ = p.Pick(info) })
-}

@@ -4,9 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"runtime"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/balancer"
@@ -244,12 +244,12 @@ func (s subject) ready(tb testing.TB, n int) *rig {
 			if _, err := p.Pick(balancer.PickInfo{Ctx: keyHeader(fmt.Sprint(i))}); err != balancer.ErrNoSubConnAvailable {
 				continue
 			}
-			for range 1000 {
+			for range 100 {
 				if now := r.channel.connect(); now > 0 {
 					up += now
 					break
 				}
-				runtime.Gosched()
+				time.Sleep(20 * time.Microsecond)
 			}
 		}
 	}

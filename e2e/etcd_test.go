@@ -16,7 +16,7 @@ import (
 
 // etcd is a real etcd server in this process, on one address for all its life.
 type etcd struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string
 	client url.URL
 	peer   url.URL
@@ -24,21 +24,21 @@ type etcd struct {
 }
 
 // newEtcd returns one that is not started yet.
-func newEtcd(t *testing.T) *etcd {
+func newEtcd(t testing.TB) *etcd {
 	t.Helper()
 	e := &etcd{t: t, dir: t.TempDir(), client: freeURL(t), peer: freeURL(t)}
 	t.Cleanup(e.stop)
 	return e
 }
 
-func startEtcd(t *testing.T) *etcd {
+func startEtcd(t testing.TB) *etcd {
 	t.Helper()
 	e := newEtcd(t)
 	e.start()
 	return e
 }
 
-func freeURL(t *testing.T) url.URL {
+func freeURL(t testing.TB) url.URL {
 	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)

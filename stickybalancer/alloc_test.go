@@ -38,8 +38,8 @@ func TestPicksAllocate(t *testing.T) {
 		{"id and key in ctx", `{}`, with2("s7", "k"), 0},
 		{"key in ctx", `{}`, key("k"), 0},
 		{"confirmed session", `{}`, affinity.NewSession("k").Context(bg), 0},
-		{"id that refused", `{}`, past(with("s7"), "s7"), 0},
-		{"key that one refused", `{}`, past(key("k"), "s7"), 0},
+		{"id that refused", `{}`, past(with("s7"), "s7"), 3},
+		{"key that one refused", `{}`, past(key("k"), "s7"), 3},
 		{"id nobody has", `{"reconnectWindow": "0s"}`, with("nobody"), 0},
 		{"id in metadata", `{}`, metadata.AppendToOutgoingContext(others, affinity.IDHeader, "s7"), 1},
 		{"key in metadata", `{}`, metadata.AppendToOutgoingContext(others, affinity.KeyHeader, "k"), 1},
@@ -67,6 +67,23 @@ func TestPicksAllocate(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Parents of the policy do so: those of RLS and of xDS.
+func TestAParentMayAddToTheMetadataOfARefusedCall(t *testing.T) {
+	drive(t, `{}`, func(t *testing.T, d *driver) {
+		d.list(ep("a"), ep("b"))
+		d.up("a", "b")
+		pick := func() balancer.PickResult {
+			r, err := d.current().Picker.Pick(balancer.PickInfo{Ctx: past(key("k"), "a")})
+			require.NoError(t, err)
+			return r
+		}
+		md := pick().Metadata
+		require.Equal(t, []string{"1"}, md.Get(callctx.RefusedHeader))
+		md.Append("x-of-a-parent", "1")
+		require.NotContains(t, pick().Metadata, "x-of-a-parent")
+	})
 }
 
 func past(ctx context.Context, ids ...string) context.Context {

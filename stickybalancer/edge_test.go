@@ -2,6 +2,7 @@ package stickybalancer
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -170,6 +171,25 @@ func TestAttributesThatCannotBeComparedCountAsChanged(t *testing.T) {
 	})
 }
 
+// dialErrors is an error of a dialer that tells of several.
+type dialErrors []error
+
+func (dialErrors) Error() string { return "no way" }
+
+func TestErrorsThatCannotBeComparedCountAsOthers(t *testing.T) {
+	drive(t, `{}`, func(t *testing.T, d *driver) {
+		d.list(ep("a"))
+		fail := func() {
+			d.deliver(d.conn("a"), connectivity.Connecting)
+			d.conn("a").listener(balancer.SubConnState{ConnectivityState: connectivity.TransientFailure, ConnectionError: dialErrors{}})
+			synctest.Wait()
+		}
+		fail()
+		d.deliver(d.conn("a"), connectivity.Idle)
+		require.NotPanics(t, fail)
+	})
+}
+
 func TestOfTwoServersWithOneIDAndOneFirstAddressTheOrderDecidesNothing(t *testing.T) {
 	drive(t, `{}`, func(t *testing.T, d *driver) {
 		x, y := dual("s", "a1", "a2"), dual("s", "a1", "a3")
@@ -198,6 +218,28 @@ func TestLazyConnectsTheOwnZoneFirst(t *testing.T) {
 			synctest.Wait()
 			require.Greater(t, d.made(), 1, "now they are")
 		})
+	}
+}
+
+func TestLazyChannelsOfAZoneDoNotAllConnectTheSameServerFirst(t *testing.T) {
+	var eps []resolver.Endpoint
+	for i := range 56 {
+		eps = append(eps, ep(fmt.Sprint("other", i)))
+	}
+	for i := range 8 {
+		eps = append(eps, ep(fmt.Sprint("own", i), inZone("z")))
+	}
+	first := map[string]int{}
+	for range 200 {
+		drive(t, `{"connect":"LAZY","zone":"z"}`, func(t *testing.T, d *driver) {
+			d.list(eps...)
+			require.Equal(t, queued, d.pick(bg))
+			synctest.Wait()
+			first[d.channel.conns[0].addr]++
+		})
+	}
+	for addr, n := range first {
+		require.Less(t, n, 60, "%s: %v", addr, first)
 	}
 }
 

@@ -32,7 +32,19 @@ func (t *idTable) get(hash uint64, id string) *server {
 	}
 }
 
-func (t *idTable) clone() idTable { return idTable{slices.Clone(t.entries), t.n} }
+// clone returns a copy, which is smaller if most servers have been removed.
+func (t *idTable) clone() idTable {
+	if len(t.entries) <= 16*max(t.n, 4) {
+		return idTable{slices.Clone(t.entries), t.n}
+	}
+	var c idTable
+	for _, e := range t.entries {
+		if e.server != nil {
+			c.put(e.server)
+		}
+	}
+	return c
+}
 
 // put adds a server whose id is new.
 func (t *idTable) put(s *server) {

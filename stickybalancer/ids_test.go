@@ -36,6 +36,33 @@ func TestATableOfIDsIsAMap(t *testing.T) {
 	}
 }
 
+func TestACopyOfATableThatWasGreatIsSmall(t *testing.T) {
+	var table idTable
+	var servers []*server
+	for i := range 1000 {
+		servers = append(servers, newServer(fmt.Sprint("s", i), int32(i)))
+		table.put(servers[i])
+	}
+	for i, s := range servers[10:] {
+		if i%100 == 0 {
+			c := table.clone()
+			require.LessOrEqual(t, len(c.entries), len(table.entries))
+			require.Equal(t, table.n, c.n)
+			for _, s := range servers[10+i:] {
+				require.Same(t, s, c.get(s.hash, s.id))
+			}
+		}
+		table.remove(s)
+	}
+	c := table.clone()
+	require.Equal(t, 10, c.n)
+	require.LessOrEqual(t, len(c.entries), 64)
+	for _, s := range servers[:10] {
+		require.Same(t, s, c.get(s.hash, s.id))
+	}
+	require.Len(t, table.entries, 2048, "pickers have that one")
+}
+
 func TestAPickersIDsDoNotChange(t *testing.T) {
 	drive(t, `{}`, func(t *testing.T, d *driver) {
 		p := d.lb.(*policy)

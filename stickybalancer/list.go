@@ -116,3 +116,16 @@ func sameAttributes(a, b *attributes.Attributes) (same bool) {
 	}()
 	return a.Equal(b)
 }
+
+// sameError is sameAttributes for errors: those of a dialer may be of any type.
+func sameError(a, b error) (same bool) {
+	if a == nil || b == nil {
+		return a == b
+	}
+	defer func() {
+		if recover() != nil {
+			same = false
+		}
+	}()
+	return a == b
+}

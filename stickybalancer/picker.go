@@ -47,6 +47,7 @@ type choice struct {
 	err    error
 
 	refused bool // another server has refused the call, or its session
+	held    bool // the server has the session, or the one that had it says so
 }
 
 func queue() choice { return choice{err: balancer.ErrNoSubConnAvailable} }
@@ -79,7 +80,7 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 	}
 	c := p.choose(named)
 	if named != nil {
-		c.refused = (c.refused || len(named.Not) > 0) && !named.Required
+		c.refused = (c.refused || len(named.Not) > 0) && !c.held && !named.Required
 	}
 	if v != nil && v.Route != nil {
 		c.note(v.Route)
@@ -97,9 +98,9 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 	switch {
 	case !c.refused:
 	case res.Metadata == nil:
-		res.Metadata = refusedMark
+		res.Metadata = metadata.Pairs(callctx.RefusedHeader, "1") // a parent may add to it, as that of RLS does
 	default:
-		res.Metadata = metadata.Join(res.Metadata, refusedMark)
+		res.Metadata = metadata.Join(res.Metadata, metadata.Pairs(callctx.RefusedHeader, "1"))
 	}
 	switch {
 	case c.done == nil:
@@ -112,9 +113,6 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 	}
 	return res, err
 }
-
-// refusedMark is only read, by gRPC too.
-var refusedMark = metadata.Pairs(callctx.RefusedHeader, "1")
 
 func both(f, g func(balancer.DoneInfo)) func(balancer.DoneInfo) {
 	return func(info balancer.DoneInfo) { f(info); g(info) }

@@ -251,17 +251,34 @@ func (p *policy) beganLocked(now time.Time) {
 // own zone if there is one.
 func (p *policy) connectOneIdle() {
 	p.mu.Lock()
-	var c *child
-	start := rand.IntN(max(len(p.members.list), 1))
-	for i := range p.members.list {
-		s := p.members.list[(start+i)%len(p.members.list)]
-		if s.spread && s.state() == connectivity.Idle && s.child != nil && (!s.foreign || p.ownIdle == 0) {
-			c = s.child
-			break
-		}
-	}
+	c := p.oneIdleLocked()
 	p.mu.Unlock()
 	if c != nil {
 		c.connect()
 	}
+}
+
+// oneIdleLocked returns each that may be, nil if there is none, with the same probability:
+// the list has the resolver's order, so that the next one from anywhere would mostly be
+// the first of a zone, in every channel.
+func (p *policy) oneIdleLocked() *child {
+	is := func(s *server) bool {
+		return s.spread && s.state() == connectivity.Idle && s.child != nil && (!s.foreign || p.ownIdle == 0)
+	}
+	list := p.members.list
+	for range min(len(list), 32) { // where many are, one is found soon
+		if s := list[rand.IntN(len(list))]; is(s) {
+			return s.child
+		}
+	}
+	var c *child
+	found := 0
+	for _, s := range list {
+		if is(s) {
+			if found++; rand.IntN(found) == 0 {
+				c = s.child
+			}
+		}
+	}
+	return c
 }

@@ -44,7 +44,7 @@ func (p *picker) chooseBySession(v *callctx.Value) choice {
 				return c
 			}
 		case st.Confirmed:
-			return choice{target: &sv.target, why: callctx.Session}
+			return choice{target: &sv.target, why: callctx.Session, held: true}
 		case st.Place.Index < 0 || st.Place.Incarnation != sv.target.place.Incarnation:
 			// A server told where to go; now more of it is known.
 			c := choice{target: &sv.target, why: callctx.Moved}
@@ -53,7 +53,7 @@ func (p *picker) chooseBySession(v *callctx.Value) choice {
 			}
 		default:
 			if done := b.Join(st); done != nil {
-				return choice{target: &sv.target, why: callctx.Session, done: done, refused: len(st.Not) > 0}
+				return choice{target: &sv.target, why: callctx.Session, done: done, refused: len(st.Not) > 0, held: st.Told}
 			}
 		}
 	}
@@ -68,11 +68,16 @@ func (p *picker) chooseNew(v *callctx.Value) choice {
 
 // learn makes what was chosen the place of a session that still is in state old.
 func (p *picker) learn(b *session.Binding, old *session.State, why session.Reason, c *choice) bool {
-	next := session.Tentative(old, c.target.place, why)
+	return p.become(b, old, session.Tentative(old, c.target.place, why), c)
+}
+
+// become makes next the state of a session that still is in state old, and c its first
+// attempt.
+func (p *picker) become(b *session.Binding, old, next *session.State, c *choice) bool {
 	if p.meter != nil {
 		next.OnMove = p.meter.onMove
 	}
-	c.done, c.refused = b.Join(next), len(next.Not) > 0
+	c.done, c.refused, c.held = b.Join(next), len(next.Not) > 0, next.Told
 	return b.Change(old, next)
 }
 
@@ -87,7 +92,11 @@ func (p *picker) learnMoved(b *session.Binding, c *choice) {
 			if c.done = b.Join(old); c.done != nil {
 				return
 			}
-		} else if p.learn(b, old, session.Moved, c) {
+			continue
+		}
+		next := session.Tentative(old, c.target.place, session.Moved)
+		next.Told = true
+		if p.become(b, old, next, c) {
 			return
 		}
 	}

@@ -86,7 +86,7 @@ func (p *policy) refreshLocked(s *server) {
 		s.view.Store(new(v))
 		p.homes.seatLocked(s)
 		p.meter.changed(old, &v)
-	} else if old.failure() != v.failure() {
+	} else if !sameError(old.failure(), v.failure()) {
 		s.view.Store(new(v)) // only words in an error: no call waits for them
 	}
 

@@ -8,12 +8,7 @@ import (
 
 // TestNothingMovesWithoutNeed plays all events to a small fleet, once where each client
 // connects to each server, and once where it connects to those that it calls.
-var raceEnabled bool
-
 func TestNothingMovesWithoutNeed(t *testing.T) {
-	if raceEnabled {
-		t.Skip("a fleet in fake time is more than the race detector of Go 1.26 can take")
-	}
 	for name, policy := range map[string]stickybalancer.Config{
 		"EAGER":               {},
 		"LAZY, with a subset": {Connect: stickybalancer.ConnectLazy, SubsetSize: 5},

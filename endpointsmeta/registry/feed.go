@@ -27,6 +27,8 @@ const (
 	doubts           = 3   // looks in a row that differ, until the records are listed again
 	fullLook         = 12  // each of so many looks reads all keys, not only their count,
 	fewKeys          = 100 // if there are more than so many
+
+	burst = 1000 // responses of a watch that may be one change
 )
 
 // A feed follows the records of one service: it lists, watches, and lists again
@@ -43,10 +45,12 @@ type feed struct {
 
 	watches   watcher
 	records   map[string]Instance
-	revisions map[string]int64   // of all keys, those of no use too
-	warned    map[string]int64   // the revisions of bad records that were warned of
-	header    *pb.ResponseHeader // the newest seen
-	listed    bool               // there is a list, here or with whoever asked
+	sorted    []Instance          // the last list, which nobody changes
+	changed   map[string]struct{} // keys whose records are not as they were in it
+	revisions map[string]int64    // of all keys, those of no use too
+	warned    map[string]int64    // the revisions of bad records that were warned of
+	header    *pb.ResponseHeader  // the newest seen
+	listed    bool                // there is a list, here or with whoever asked
 }
 
 func newFeed(cli *clientv3.Client, service string) *feed {
@@ -57,6 +61,7 @@ func newFeed(cli *clientv3.Client, service string) *feed {
 		confirmed: func() {},
 		resynced:  func(string) {},
 		records:   make(map[string]Instance),
+		changed:   make(map[string]struct{}),
 		revisions: make(map[string]int64),
 		warned:    make(map[string]int64),
 	}
@@ -136,7 +141,9 @@ func (f *feed) list(ctx context.Context) error {
 	f.listed = true
 	f.header = resp.Header
 	clear(f.records)
+	clear(f.changed)
 	clear(f.revisions)
+	f.sorted = nil
 	for _, kv := range resp.Kvs {
 		f.put(string(kv.Key), kv.Value, kv.ModRevision)
 	}
@@ -163,6 +170,7 @@ func (f *feed) put(key string, value []byte, revision int64) {
 	if err == nil && !utf8.ValidString(key) {
 		err = errors.New("registry: key must be UTF-8")
 	}
+	f.changed[key] = struct{}{}
 	if err == nil {
 		f.records[key] = i
 		delete(f.warned, key)
@@ -173,6 +181,14 @@ func (f *feed) put(key string, value []byte, revision int64) {
 		f.warned[key] = revision
 		logger.Warningf("skipping the record %q: %v", key, err)
 	}
+}
+
+// gone takes one record away.
+func (f *feed) gone(key string) {
+	f.changed[key] = struct{}{}
+	delete(f.records, key)
+	delete(f.revisions, key)
+	delete(f.warned, key)
 }
 
 // watch follows changes until the watch ends, and returns why it did, "" if ctx did.
@@ -256,29 +272,53 @@ func (f *feed) watch(ctx context.Context, back <-chan struct{}, list func([]Inst
 				list(f.instances())
 			}
 		case resp, ok := <-changes:
-			if !ok || resp.Err() != nil {
-				if ctx.Err() != nil {
-					return ""
-				}
-				logger.Infof("the watch of %q ended, listing again: %v", f.prefix, resp.Err())
-				return watchEnded
-			}
-			f.header = resp.Header
-			for _, ev := range resp.Events {
-				key := string(ev.Kv.Key)
-				if ev.Type == clientv3.EventTypeDelete {
-					delete(f.records, key)
-					delete(f.revisions, key)
-					delete(f.warned, key)
-				} else {
-					f.put(key, ev.Kv.Value, ev.Kv.ModRevision)
-				}
-			}
-			if len(resp.Events) > 0 {
+			ended, changed := f.take(changes, resp, ok)
+			if changed {
 				failed = false
 				f.confirmed()
 				list(f.instances())
 			}
+			switch {
+			case ended == nil:
+			case ctx.Err() != nil:
+				return ""
+			default:
+				logger.Infof("the watch of %q ended, listing again: %v", f.prefix, ended)
+				return watchEnded
+			}
+		}
+	}
+}
+
+var errWatchClosed = errors.New("its channel was closed")
+
+// take takes in a response of a watch, and those that wait behind it, up to a bound: one
+// list for all of a burst. It returns why the watch has ended, nil if it has not, and whether there was
+// anything.
+func (f *feed) take(changes clientv3.WatchChan, resp clientv3.WatchResponse, ok bool) (ended error, changed bool) {
+	for n := 1; ; n++ {
+		if !ok {
+			return errWatchClosed, changed
+		}
+		if err := resp.Err(); err != nil {
+			return err, changed
+		}
+		f.header = resp.Header
+		for _, ev := range resp.Events {
+			changed = true
+			if key := string(ev.Kv.Key); ev.Type == clientv3.EventTypeDelete {
+				f.gone(key)
+			} else {
+				f.put(key, ev.Kv.Value, ev.Kv.ModRevision)
+			}
+		}
+		if n == burst {
+			return nil, changed // what there is must not wait for an end that does not come
+		}
+		select {
+		case resp, ok = <-changes:
+		default:
+			return nil, changed
 		}
 	}
 }
@@ -338,11 +378,32 @@ func (f *feed) missed(l lookResult) map[string]int64 {
 	return missed
 }
 
+// instances returns the list, which is not to be changed. Only what has changed since the
+// last one is sorted: it is put among the others, which are as they were.
 func (f *feed) instances() []Instance {
-	s := make([]Instance, 0, len(f.records))
-	for _, i := range f.records {
-		s = append(s, i)
+	if len(f.changed) == 0 && f.sorted != nil {
+		return f.sorted
 	}
-	sortInstances(s)
-	return s
+	var fresh []Instance
+	for key := range f.changed {
+		if i, ok := f.records[key]; ok {
+			fresh = append(fresh, i)
+		}
+	}
+	sortInstances(fresh)
+	list := make([]Instance, 0, len(f.records))
+	for n := range f.sorted {
+		old := &f.sorted[n]
+		if _, ok := f.changed[old.Key]; ok {
+			continue
+		}
+		for len(fresh) > 0 && fresh[0].compare(old) < 0 {
+			list = append(list, fresh[0])
+			fresh = fresh[1:]
+		}
+		list = append(list, *old)
+	}
+	f.sorted = append(list, fresh...)
+	clear(f.changed)
+	return f.sorted
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"slices"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -23,8 +24,9 @@ func List(ctx context.Context, cli *clientv3.Client, service string) ([]Instance
 	return owned(f.instances()), nil
 }
 
-// owned makes the list the caller's to change.
+// owned returns a list that is the caller's to change.
 func owned(list []Instance) []Instance {
+	list = slices.Clone(list)
 	for i := range list {
 		list[i].Meta.Labels = maps.Clone(list[i].Meta.Labels)
 	}

@@ -36,7 +36,8 @@ func (f serveOption) applyServe(s *serving) error { return f(s) }
 
 // WithProbeInterval sets how often a resolver looks whether etcd has lost its
 // data, which a watch cannot tell: the longest that it can be mistaken after that.
-// It costs one small read. Default 5s, at least 100ms.
+// It costs one small read, and each twelfth time one of all names of the service's records,
+// which is what all reads are up to 100 records. Default 5s, at least 100ms.
 func WithProbeInterval(d time.Duration) BuilderOption {
 	return builderOption(func(b *builder) error {
 		if d < minProbeInterval {

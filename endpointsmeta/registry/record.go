@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"go.etcd.io/etcd/client/v3/naming/endpoints"
 	"google.golang.org/grpc/resolver"
@@ -25,7 +26,7 @@ func (i Instance) endpoint() resolver.Endpoint {
 	return endpointsmeta.Set(resolver.Endpoint{Addresses: []resolver.Address{{Addr: i.Addr}}}, i.Meta)
 }
 
-func (i Instance) equal(o Instance) bool {
+func (i *Instance) equal(o *Instance) bool {
 	return i.Key == o.Key && i.Addr == o.Addr && i.Meta.Equal(o.Meta)
 }
 
@@ -47,9 +48,12 @@ func decodeRecord(key string, value []byte) (Instance, error) {
 
 // sortInstances puts instances in the order in which every client sees them.
 func sortInstances(s []Instance) {
-	slices.SortFunc(s, Instance.compare)
+	slices.SortFunc(s, func(a, b Instance) int { return a.compare(&b) })
 }
 
-func (i Instance) compare(o Instance) int {
-	return cmp.Or(cmp.Compare(i.ID, o.ID), cmp.Compare(i.Key, o.Key))
+func (i *Instance) compare(o *Instance) int {
+	if c := strings.Compare(i.ID, o.ID); c != 0 {
+		return c
+	}
+	return strings.Compare(i.Key, o.Key)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -97,6 +96,7 @@ func (b *builder) Build(target resolver.Target, cc resolver.ClientConn, opts res
 		again:      make(chan struct{}, 1),
 		batches:    make(chan clientv3.WatchResponse),
 		taken:      make(chan struct{}, 1),
+		byKey:      make(map[string]*sentInstance),
 	}
 	cli := clientv3.NewCtxClient(ctx)
 	cli.KV, cli.Watcher = silentKV{}, officialWatcher{r}
@@ -139,8 +139,10 @@ type etcdResolver struct {
 	batches  chan clientv3.WatchResponse
 	taken    chan struct{} // the official resolver has taken in a batch
 
-	mu   sync.Mutex
-	sent map[string]sentInstance // what it has been sent, by key
+	mu    sync.Mutex
+	sent  []*sentInstance          // what it has been sent, sorted
+	byKey map[string]*sentInstance // the same
+	turn  uint64                   // counts what it has handed on
 }
 
 // Close ends everything. It does not wait for etcd.
@@ -257,28 +259,44 @@ func (r *etcdResolver) deliver() {
 type sentInstance struct {
 	Instance
 	endpoint resolver.Endpoint
+	turn     uint64 // when it was last handed on
 }
 
-// difference makes list what was sent, and returns what that takes.
-func (r *etcdResolver) difference(list []Instance) []*clientv3.Event {
-	now := make(map[string]sentInstance, len(list))
-	var events []*clientv3.Event
+// difference makes list, which is sorted, what was sent, and returns what that takes.
+func (r *etcdResolver) difference(list []Instance) (events []*clientv3.Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, i := range list {
-		if old, ok := r.sent[i.Key]; ok && old.equal(i) {
-			now[i.Key] = old
-		} else {
-			now[i.Key] = sentInstance{i, i.endpoint()}
-			events = append(events, &clientv3.Event{
-				Type: clientv3.EventTypePut,
-				Kv:   &mvccpb.KeyValue{Key: []byte(i.Key), Value: keyAsAddress(i.Key)},
-			})
+	now := make([]*sentInstance, len(list))
+	old := r.sent
+	var gone []*sentInstance
+	for n := range list {
+		i := &list[n]
+		order := 1
+		for len(old) > 0 {
+			if order = old[0].compare(i); order >= 0 {
+				break
+			}
+			gone = append(gone, old[0])
+			old = old[1:]
 		}
+		if len(old) > 0 && order == 0 {
+			now[n] = old[0]
+			old = old[1:]
+			if now[n].equal(i) {
+				continue
+			}
+		}
+		now[n] = &sentInstance{Instance: *i, endpoint: i.endpoint()}
+		r.byKey[i.Key] = now[n]
+		events = append(events, &clientv3.Event{
+			Type: clientv3.EventTypePut,
+			Kv:   &mvccpb.KeyValue{Key: []byte(i.Key), Value: keyAsAddress(i.Key)},
+		})
 	}
-	for key := range r.sent {
-		if _, ok := now[key]; !ok {
-			events = append(events, deleteEvent(key))
+	for _, i := range append(gone, old...) {
+		if r.byKey[i.Key] == i { // not under another id now
+			delete(r.byKey, i.Key)
+			events = append(events, deleteEvent(i.Key))
 		}
 	}
 	r.sent = now
@@ -298,18 +316,21 @@ func deleteEvent(key string) *clientv3.Event {
 // UpdateState implements [resolver.ClientConn] for the official resolver.
 func (r *etcdResolver) UpdateState(s resolver.State) error {
 	r.mu.Lock()
-	list := make([]sentInstance, 0, len(s.Endpoints))
+	r.turn++
+	n := 0
 	for _, ep := range s.Endpoints {
-		if i, ok := r.sent[ep.Addresses[0].Addr]; ok {
-			list = append(list, i)
+		if i, ok := r.byKey[ep.Addresses[0].Addr]; ok && i.turn != r.turn {
+			i.turn = r.turn
+			n++
+		}
+	}
+	s.Endpoints = make([]resolver.Endpoint, 0, n)
+	for _, i := range r.sent {
+		if i.turn == r.turn {
+			s.Endpoints = append(s.Endpoints, i.endpoint)
 		}
 	}
 	r.mu.Unlock()
-	slices.SortFunc(list, func(a, b sentInstance) int { return a.compare(b.Instance) })
-	s.Endpoints = make([]resolver.Endpoint, len(list))
-	for n, i := range list {
-		s.Endpoints[n] = i.endpoint
-	}
 	err := r.ClientConn.UpdateState(s)
 	select {
 	case r.taken <- struct{}{}:

@@ -55,6 +55,23 @@ func TestASessionForgetsWhoRefusedItWhenItArrives(t *testing.T) {
 	require.Empty(t, b.Load().Not)
 }
 
+func TestWhereASessionIsSentItIsTold(t *testing.T) {
+	b := new(Session).Bind(unique.Make("t"))
+	home := NewPlace("a", 1, -1)
+	b.Restore(home)
+	b.Refused(b.Load(), home)
+	third := NewPlace("b", 1, -1)
+	require.True(t, b.Change(b.Load(), Tentative(b.Load(), third, Moved)))
+	require.False(t, b.Load().Told)
+	b.Send(b.Load(), third, "c")
+	require.True(t, b.Load().Told)
+	require.True(t, Tentative(b.Load(), NewPlace("c", 1, -1), Moved).Told, "more of it is known")
+	require.False(t, Tentative(b.Load(), NewPlace("d", 1, -1), Moved).Told)
+	b.Refused(b.Load(), NewPlace("c", 1, -1))
+	require.False(t, b.Load().Told)
+	require.Equal(t, []string{"a", "c"}, names(b.Load().Not))
+}
+
 func TestASessionIsBackWhereItLivedWhenEnoughHaveRefusedIt(t *testing.T) {
 	for name, refused := range map[string][]string{
 		"four": {"b", "c", "d", "e"}, "one of them twice": {"b", "c", "b"},

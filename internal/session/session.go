@@ -135,6 +135,7 @@ type State struct {
 	Prev      *Place // where it lived before, confirmed; nil if nowhere
 	Reason    Reason // for leaving Prev
 	Confirmed bool
+	Told      bool     // it is tentative, and a server of the session's says that it is at Place
 	Not       []*Place // that have refused it since it was confirmed: it passes them by
 
 	// OnMove is told when the session arrives, if it leaves Prev for good; nil: nobody.
@@ -285,6 +286,7 @@ func Tentative(old *State, p *Place, reason Reason) *State {
 		s.Prev = old.Place
 	default:
 		s.Prev, s.Not = old.Prev, old.Not
+		s.Told = old.Told && p != nil && old.Place.Same(p)
 		if old.Prev != nil && (old.Place == nil || old.Prev.ID != old.Place.ID) {
 			s.Reason = old.Reason // it had left before
 		}
@@ -428,7 +430,9 @@ func (b *Binding) Send(was *State, at *Place, id string) {
 		if at == nil {
 			p = p.Named(id) // for the proxy
 		}
-		if b.state.CompareAndSwap(now, Tentative(now, p, Moved)) {
+		next := Tentative(now, p, Moved)
+		next.Told = true
+		if b.state.CompareAndSwap(now, next) {
 			return
 		}
 	}

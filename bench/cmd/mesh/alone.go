@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
-	"time"
+	"testing/synctest"
 
 	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/connectivity"
@@ -15,7 +15,6 @@ import (
 
 	"github.com/homing-grpc/homing/affinity"
 	"github.com/homing-grpc/homing/endpointsmeta"
-	"github.com/homing-grpc/homing/stickybalancer"
 )
 
 // list is n servers at as many addresses of the loopback.
@@ -97,31 +96,26 @@ func (c *cc) connect() bool {
 	return len(wanted) > 0
 }
 
-// quiet connects until nothing is wanted for a while.
-func (c *cc) quiet() {
-	for idle := 0; idle < 4; idle++ {
-		if c.connect() {
-			idle = 0
-		}
-		time.Sleep(200 * time.Microsecond)
+// settle connects until nothing is wanted. The policy asks in goroutines of its own, so it
+// waits until they have, which only a bubble of fake time can tell.
+func (c *cc) settle() {
+	for synctest.Wait(); c.connect(); synctest.Wait() {
 	}
 }
 
 // pick makes a call, which waits for the connection that it wants.
 func (c *cc) pick(ctx context.Context) error {
-	for range 1_000_000 {
+	for range 10 {
 		_, err := c.newest().Pick(balancer.PickInfo{Ctx: ctx, FullMethodName: "/game/Move"})
+		c.settle()
 		if !errors.Is(err, balancer.ErrNoSubConnAvailable) {
 			return err
-		}
-		for !c.connect() { // the policy asks in a goroutine
-			runtime.Gosched()
 		}
 	}
 	return errors.New("a call waits for ever")
 }
 
-// alone measures the policy without a network.
+// alone measures the policy without a network, in a bubble.
 func (s setup) alone(n, keys int) (conns int, u usage, err error) {
 	state := list(n, 80)
 	before := used()
@@ -143,13 +137,8 @@ func (s setup) alone(n, keys int) (conns int, u usage, err error) {
 			if err := c.pick(context.Background()); err != nil {
 				return 0, u, err
 			}
-			if s.config.Connect == stickybalancer.ConnectLazy {
-				runtime.Gosched() // to those who connect aside
-				c.connect()
-			}
 		}
 	}
-	c.quiet()
 	u = used().since(before)
 	runtime.KeepAlive(state)
 	return c.connected, u, nil

@@ -15,6 +15,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"testing"
+	"testing/synctest"
 
 	"github.com/homing-grpc/homing/stickybalancer"
 )
@@ -38,33 +40,79 @@ var setups = []setup{
 	{"LAZY, subsetSize 20, keys", stickybalancer.Config{Connect: stickybalancer.ConnectLazy, SubsetSize: subset}, true, true},
 }
 
+const most = 1_000_000 // of servers and clients
+
+// flags are what is asked for.
+type flags struct {
+	servers              string
+	sockets, fleet, keys int
+}
+
 func main() {
-	sizes := flag.String("servers", "1000,10000", "how many servers there are, for the policy alone")
-	sockets := flag.Int("sockets", 1000, "how many, for channels; 0: none")
-	keys := flag.Int("keys", 1000, "how many keys calls are made by")
-	fleet := flag.Int("fleet", 1000, "how many clients of as many servers, for subsets; 0: none")
+	var f flags
+	flag.StringVar(&f.servers, "servers", "1000,10000", "how many servers there are, for the policy alone")
+	flag.IntVar(&f.sockets, "sockets", 1000, "how many servers, for channels; 0: none")
+	flag.IntVar(&f.keys, "keys", 1000, "how many keys calls are made by")
+	flag.IntVar(&f.fleet, "fleet", 1000, "how many clients of as many servers, for subsets; 0: none")
 	serves := flag.Bool("serve", false, "be the server: for this command's own use")
+	flag.Usage = func() {
+		fmt.Fprintln(flag.CommandLine.Output(), "mesh measures what the connections of one client cost, of all servers or of some.\n\n"+
+			"usage: mesh [flags]")
+		flag.PrintDefaults()
+	}
 	flag.Parse()
 	if *serves {
 		serve(os.Stdin, os.Stdout)
 		return
 	}
-	if err := run(*sizes, *sockets, *fleet, *keys); err != nil {
+	sizes, err := f.check(flag.Args())
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "mesh:", err)
-		os.Exit(1)
+		os.Exit(2)
 	}
+	// Bubbles of fake time are for tests only, so this is one.
+	testing.Main(func(string, string) (bool, error) { return true, nil },
+		[]testing.InternalTest{{Name: "mesh", F: func(t *testing.T) {
+			if err := run(t, sizes, f.sockets, f.fleet, f.keys); err != nil {
+				fmt.Fprintln(os.Stderr, "mesh:", err)
+				os.Exit(1)
+			}
+			os.Exit(0)
+		}}}, nil, nil)
 }
 
-func run(sizes string, sockets, fleet, keys int) error {
-	for size := range strings.SplitSeq(sizes, ",") {
-		n, err := strconv.Atoi(size)
-		if err != nil || n < 1 {
-			return fmt.Errorf("-servers must be numbers above 0, got %q", sizes)
+// check returns the numbers of servers, or which flag is wrong.
+func (f flags) check(args []string) (sizes []int, err error) {
+	if len(args) > 0 {
+		return nil, fmt.Errorf("there are flags only, got %q", args[0])
+	}
+	for size := range strings.SplitSeq(f.servers, ",") {
+		n, err := strconv.Atoi(strings.TrimSpace(size))
+		if err != nil || n < 1 || n > most {
+			return nil, fmt.Errorf("-servers must be numbers of 1 to 1,000,000, got %q", size)
 		}
+		sizes = append(sizes, n)
+	}
+	switch {
+	case f.keys < 1:
+		return nil, fmt.Errorf("-keys must be 1 or more, got %d", f.keys)
+	case f.sockets < 0 || f.sockets > most:
+		return nil, fmt.Errorf("-sockets must be 0 to 1,000,000, got %d", f.sockets)
+	case f.fleet < 0 || f.fleet > most:
+		return nil, fmt.Errorf("-fleet must be 0 to 1,000,000, got %d", f.fleet)
+	}
+	return sizes, nil
+}
+
+func run(t *testing.T, sizes []int, sockets, fleet, keys int) error {
+	for _, n := range sizes {
 		fmt.Printf("The policy alone, %d servers, %d keys:\n\n", n, keys)
 		fmt.Println("| config, calls | connections | memory, MB | goroutines |\n| --- | --- | --- | --- |")
 		for _, s := range setups {
-			conns, u, err := s.alone(n, keys)
+			var conns int
+			var u usage
+			var err error
+			synctest.Test(t, func(*testing.T) { conns, u, err = s.alone(n, keys) })
 			if err != nil {
 				return fmt.Errorf("%s: %w", s.name, err)
 			}
@@ -73,7 +121,9 @@ func run(sizes string, sockets, fleet, keys int) error {
 		fmt.Println()
 	}
 	if fleet > 0 {
-		sp, err := subsets(fleet)
+		var sp spread
+		var err error
+		synctest.Test(t, func(*testing.T) { sp, err = subsets(fleet) })
 		if err != nil {
 			return err
 		}

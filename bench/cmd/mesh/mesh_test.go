@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -29,24 +31,59 @@ func TestConnectionsAreThoseThatCallsNeed(t *testing.T) {
 	}
 	for _, s := range setups {
 		t.Run(s.name, func(t *testing.T) {
-			conns, _, err := s.alone(100, 30)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !want[s.name](conns) {
-				t.Errorf("%d connections", conns)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				conns, _, err := s.alone(100, 30)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !want[s.name](conns) {
+					t.Errorf("%d connections", conns)
+				}
+			})
 		})
 	}
 }
 
 func TestASubsetChangesNoMoreThanItMust(t *testing.T) {
-	sp, err := subsets(100)
-	if err != nil {
-		t.Fatal(err)
+	for n, want := range map[int]spread{
+		5:   {conns: 25},
+		100: {conns: 100 * subset},
+	} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sp, err := subsets(n)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if sp.conns != want.conns || sp.fresh != sp.freshNeed || sp.after != sp.conns+sp.fresh ||
+					(n > subset) != (sp.fresh > 0) {
+					t.Errorf("%+v", sp)
+				}
+			})
+		})
 	}
-	if sp.conns != 100*subset || sp.fresh != sp.freshNeed || sp.after != sp.conns+sp.fresh {
-		t.Errorf("%+v", sp)
+}
+
+func TestABadFlagIsNamed(t *testing.T) {
+	good := flags{servers: "10,20", keys: 1}
+	if sizes, err := good.check(nil); err != nil || !slices.Equal(sizes, []int{10, 20}) {
+		t.Errorf("got %v, %v", sizes, err)
+	}
+	for want, bad := range map[string]flags{
+		`-servers must be numbers of 1 to 1,000,000, got "0"`:       {servers: "0", keys: 1},
+		`-servers must be numbers of 1 to 1,000,000, got "-3"`:      {servers: "10,-3", keys: 1},
+		`-servers must be numbers of 1 to 1,000,000, got ""`:        {servers: "10,", keys: 1},
+		`-servers must be numbers of 1 to 1,000,000, got "2000000"`: {servers: "2000000", keys: 1},
+		`-keys must be 1 or more, got 0`:                            {servers: "10"},
+		`-sockets must be 0 to 1,000,000, got -1`:                   {servers: "10", keys: 1, sockets: -1},
+		`-fleet must be 0 to 1,000,000, got -5`:                     {servers: "10", keys: 1, fleet: -5},
+	} {
+		if _, err := bad.check(nil); err == nil || err.Error() != want {
+			t.Errorf("%+v: got %v, want %s", bad, err, want)
+		}
+	}
+	if _, err := good.check([]string{"20"}); err == nil || err.Error() != `there are flags only, got "20"` {
+		t.Errorf("an argument: got %v", err)
 	}
 }
 

@@ -18,12 +18,15 @@ type spread struct {
 	after            int // of all, when those are back
 }
 
-// subsets gives n clients a policy each, one after another, with a subset of n servers.
+// subsets gives n clients a policy each, one after another, with a subset of n servers, in
+// a bubble.
 func subsets(n int) (sp spread, err error) {
 	s := setup{config: stickybalancer.Config{Connect: stickybalancer.ConnectLazy, SubsetSize: subset}}
 	all := list(n, 80)
 	drained := resolver.State{Endpoints: append([]resolver.Endpoint(nil), all.Endpoints...)}
+	leaving := 0
 	for i := 0; i < n; i += 100 {
+		leaving++
 		m := endpointsmeta.FromEndpoint(all.Endpoints[i])
 		m.Draining = true
 		drained.Endpoints[i] = endpointsmeta.Set(all.Endpoints[i], m)
@@ -42,6 +45,7 @@ func subsets(n int) (sp spread, err error) {
 			}
 		}
 		had := p.cc.connected
+		leave = min(leave, n-had-(leaving-leave)) // no more than others that stay
 		if err := p.take(drained); err != nil {
 			return sp, err
 		}
@@ -80,7 +84,7 @@ func (p *policy) take(state resolver.State) error {
 	if err := p.lb.UpdateClientConnState(p.cfg); err != nil {
 		return err
 	}
-	p.cc.quiet()
+	p.cc.settle()
 	return nil
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"strconv"
 )
 
 // A budget is one row of what may be spent.
@@ -14,6 +15,8 @@ type budget struct {
 	// quiet says that the row means something only where no one else has the cores: the check
 	// leaves it out. A rival's contention is what it measures.
 	quiet bool
+	// slow says that the check leaves the row out because a rival takes many seconds.
+	slow bool
 	// over is what was measured where the budget is known to be missed: the check allows
 	// twice that.
 	over float64
@@ -56,7 +59,10 @@ func exponent(at1000, at10000 string) func(samples) []float64 {
 const ours, robin = "custom_round_robin", "round_robin"
 
 // The floor of a pick alone: what a look into the context costs, which round_robin does not do.
-const floor = "a look into the context, which round_robin does not take, is 1.7 to 2.5 ns"
+const floor = "a look into the context, which round_robin does not take, is 1.7 to 2.5 ns of its 5.3"
+
+// The floor of a bring-up.
+const children = "pick_first, which owns each connection, is three quarters of it: see pick_first-each in the tables"
 
 func budgets() (bs []budget) {
 	add := func(b budget) { bs = append(bs, b) }
@@ -64,7 +70,7 @@ func budgets() (bs []budget) {
 		at := func(bench, policy string) string {
 			return fmt.Sprintf("%s/n=%d/call=%s/policy=%s", bench, n, call, policy)
 		}
-		what = fmt.Sprintf("pick, %s, N = %d", what, n)
+		what = fmt.Sprintf("pick, %s, N = %s", what, thousands(n))
 		add(budget{what: what + ", alone", limit: alone, over: over, why: why, value: ratio(at("Pick", ours), at("Pick", robin), "ns/op")})
 		if both > 0 {
 			add(budget{what: what + ", all cores", limit: both, quiet: true, value: ratio(at("PickParallel", ours), at("PickParallel", robin), "ns/op")})
@@ -76,26 +82,29 @@ func budgets() (bs []budget) {
 	pick("key in the context", "key-ctx", 1000, 1, 0.3, 0, 1.4, floor)
 	pick("key in the context", "key-ctx", 10_000, 1.3, 0, 0, 0, "")
 	pick("confirmed session", "session", 1000, 1.6, 0.6, 0, 0, floor)
-	pick("id in the context", "id-ctx", 1000, 2.5, 0.6, 0, 3.1, "an id that is not in the place of its hash is compared with more; game-0 is one")
+	pick("id in the context", "id-ctx", 1000, 2.5, 0.6, 0, 3.1, "an id that is not in the place of its hash takes a few more comparisons; game-0, which is asked for, is one")
+	pick("id in the metadata", "id-metadata", 1000, 6.5, 0, 1, 14,
+		"gRPC's own lookup of the header is 59 ns of 75")
 	pick("key in the metadata", "key-metadata", 1000, 6.5, 0, 1, 25,
-		"gRPC's own lookups of the two header names are 90 ns of 110")
+		"gRPC's own lookups of the two header names are 90 ns of 110: 59 for the one that is there, 31 for the other")
 
 	for _, n := range []int{1000, 10_000} {
 		at := func(way string) string { return fmt.Sprintf("Lookup/n=%d/way=%s", n, way) }
 		limit := map[int]float64{1000: 1.6, 10_000: 3}[n]
-		add(budget{what: fmt.Sprintf("pick, a new key each time, N = %d", n), limit: limit, over: 5,
+		add(budget{what: fmt.Sprintf("pick, a new key each time, N = %s", thousands(n)), limit: limit, over: 5,
 			why: "hashing is half of it, and the key comes from memory", value: ratio(at("homing"), at(robin), "ns/op")})
-		add(budget{what: fmt.Sprintf("pick, a new key each time, N = %d, allocations", n), exact: true, value: number(at("homing"), "allocs/op")})
+		add(budget{what: fmt.Sprintf("pick, a new key each time, N = %s, allocations", thousands(n)), exact: true, value: number(at("homing"), "allocs/op")})
 	}
 
 	at := func(bench string, n int, rest, policy string) string {
 		return fmt.Sprintf("%s/n=%d%s/policy=%s", bench, n, rest, policy)
 	}
-	add(budget{what: "bring-up, N = 1,000", limit: 1. / 20, over: 0.06, value: ratio(at("BringUp", 1000, "", ours), at("BringUp", 1000, "", robin), "ns/op")})
-	add(budget{what: "bring-up, growth exponent from 1,000 to 10,000", limit: 1.15, over: 1.2,
-		value: exponent(at("BringUp", 1000, "", ours), at("BringUp", 10_000, "", ours))})
+	add(budget{what: "bring-up, N = 1,000", limit: 1. / 20, over: 0.06, why: children, value: ratio(at("BringUp", 1000, "", ours), at("BringUp", 1000, "", robin), "ns/op")})
+	add(budget{what: "bring-up, N = 10,000", limit: 1. / 200, slow: true, why: children, value: ratio(at("BringUp", 10_000, "", ours), at("BringUp", 10_000, "", robin), "ns/op")})
+	add(budget{what: "bring-up, growth exponent from 1,000 to 10,000", limit: 1.15, over: 1.25,
+		why: "caches, and what the collector has to mark: pick_first alone grows so, too", value: exponent(at("BringUp", 1000, "", ours), at("BringUp", 10_000, "", ours))})
 	for _, n := range []int{1000, 10_000} {
-		add(budget{what: fmt.Sprintf("a connection lost, N = %d", n), limit: 1. / 20,
+		add(budget{what: fmt.Sprintf("a connection lost, N = %s", thousands(n)), limit: 1. / 20,
 			value: ratio(at("ConnectionLost", n, "", ours), at("ConnectionLost", n, "", robin), "ns/op")})
 	}
 	add(budget{what: "the same list again, N = 1,000", limit: 1. / 15,
@@ -103,22 +112,21 @@ func budgets() (bs []budget) {
 	add(budget{what: "an equal list, N = 1,000", limit: 1. / 15, over: 0.1,
 		value: ratio(at("SameList", 1000, "/list=equal", ours), at("SameList", 1000, "/list=equal", robin), "ns/op")})
 	for _, c := range []string{"added", "removed", "reweighted", "drained"} {
-		over := 0.25
-		if c == "reweighted" {
-			over = 0.7
-		}
-		add(budget{what: "one of 1,000 " + c, limit: 1. / 10, over: over,
+		add(budget{what: "one of 1,000 " + c, limit: 1. / 10,
 			value: ratio(at("Change", 1000, "/change="+c, ours), at("Change", 1000, "/change="+c, robin), "ns/op")})
 	}
 	for _, n := range []int{100, 1000, 10_000} {
 		limit := map[int]float64{100: 1.08, 1000: 1.25, 10_000: 2}[n]
 		name := fmt.Sprintf("Balance/n=%d/way=homing", n)
-		add(budget{what: fmt.Sprintf("busiest server over the mean, by slots, N = %d", n), limit: limit, value: number(name, "busiest/mean")})
-		add(budget{what: fmt.Sprintf("needless moves, N = %d, %%", n), exact: true, value: number(name, "%needless")})
+		add(budget{what: fmt.Sprintf("busiest server over the mean, by slots, N = %s", thousands(n)), limit: limit, value: number(name, "busiest/mean")})
+		add(budget{what: fmt.Sprintf("needless moves, N = %s, %%", thousands(n)), exact: true, value: number(name, "%needless")})
 	}
-	add(budget{what: "memory of an idle endpoint, N = 1,000", limit: 1.1, over: 1.4,
+	add(budget{what: "memory of an idle endpoint, N = 1,000", limit: 1.1,
 		value: ratio(at("Memory", 1000, "", ours), at("Memory", 1000, "", robin), "B/endpoint")})
-	add(budget{what: "memory of the homes' table, N = 1,000, MB", limit: 1.2, value: number(at("Table", 1000, "", ours), "MB/first")})
+	add(budget{what: "memory of the homes' table, N = 1,000, MB", limit: 1.2, value: number("Balance/n=1000/way=homing", "MB/first")})
+
+	add(budget{what: "a burst of 3,000 registrations until the last gets traffic", limit: 1. / 15, slow: true,
+		value: ratio(at("Burst", 3000, "", ours), at("Burst", 3000, "", robin), "ns/op")})
 
 	for _, transport := range []string{"tcp", "bufconn"} {
 		limit := map[string]float64{"tcp": 1.06, "bufconn": 1.10}[transport]
@@ -132,4 +140,11 @@ func budgets() (bs []budget) {
 			value: excess(setup("read"), setup("plain"), "allocs/op")})
 	}
 	return bs
+}
+
+func thousands(n int) string {
+	if n < 1000 {
+		return strconv.Itoa(n)
+	}
+	return fmt.Sprintf("%d,%03d", n/1000, n%1000)
 }

@@ -20,7 +20,7 @@ func (b budget) bound() float64 {
 func check(w io.Writer, s samples, bs []budget) (ok bool) {
 	ok = true
 	for _, b := range bs {
-		if b.quiet {
+		if b.quiet || b.slow {
 			continue
 		}
 		xs := b.value(s)

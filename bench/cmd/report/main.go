@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -34,14 +36,16 @@ func run(ctx context.Context, count int, benchtime string, quick, checkOnly bool
 		return fmt.Errorf("no package bench: %w", err)
 	}
 	dir := strings.TrimSpace(string(out))
-	patterns := budgeted
-	if !quick && !checkOnly {
-		patterns = []string{"."}
+	made := commit(ctx, dir)
+	jobs := all
+	if quick || checkOnly {
+		jobs = budgeted
 	}
 	if checkOnly {
+		jobs = slices.DeleteFunc(slices.Clone(jobs), func(j job) bool { return j.slow || j.quiet })
 		count, benchtime = 3, "20ms"
 	}
-	s, raw, err := measure(ctx, dir, patterns, count, benchtime)
+	s, raw, err := measure(ctx, filepath.Dir(dir), jobs, count, benchtime, checkOnly)
 	if err != nil {
 		return err
 	}
@@ -52,9 +56,30 @@ func run(ctx context.Context, count int, benchtime string, quick, checkOnly bool
 		fmt.Println("every budget is within the check's bounds")
 		return nil
 	}
+	stats, err := statistics(ctx, filepath.Dir(dir), raw)
+	if err != nil {
+		return err
+	}
+	r := report{samples: s, budgets: budgets(), count: count, benchtime: benchtime, quick: quick, commit: made}
+	if r.tables, err = tables(bytes.NewReader(stats)); err != nil {
+		return err
+	}
 	if err := writePlots(filepath.Join(dir, "plots"), s); err != nil {
 		return err
 	}
-	r := report{samples: s, budgets: budgets(), count: count, benchtime: benchtime, quick: quick, tables: tables(ctx, dir, raw)}
 	return os.WriteFile(filepath.Join(dir, "RESULTS.md"), []byte(r.markdown()), 0o644)
+}
+
+// commit is the one that is measured, or nothing where git does not know.
+func commit(ctx context.Context, dir string) string {
+	git := func(args ...string) string {
+		out, _ := exec.CommandContext(ctx, "git", append([]string{"-C", dir}, args...)...).Output()
+		return strings.TrimSpace(string(out))
+	}
+	hash := git("rev-parse", "--short", "HEAD")
+	// What a report wrote before is no change.
+	if hash != "" && git("status", "--porcelain", "--", ":/", ":!RESULTS.md", ":!plots") != "" {
+		hash += " and changes"
+	}
+	return hash
 }

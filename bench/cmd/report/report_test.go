@@ -67,6 +67,7 @@ func TestTheCheckAllowsNoiseAndNoMoreAllocations(t *testing.T) {
 		{"an allocation", budget{limit: 0, exact: true}, 1, false},
 		{"no allocation", budget{limit: 0, exact: true}, 0, true},
 		{"two cores, and neighbours", budget{limit: 1, quiet: true}, 5, true},
+		{"a slow rival", budget{limit: 1, slow: true}, 5, true},
 		{"not a number", budget{limit: 1}, math.NaN(), false},
 	} {
 		tc.b.value = func(samples) []float64 { return []float64{tc.x} }
@@ -93,6 +94,50 @@ func TestAPlotIsWellFormed(t *testing.T) {
 					t.Fatalf("%s: %v", p.file, err)
 				}
 			}
+		}
+	}
+}
+
+const stats = `.name: Pick
+,3,,10,,,
+,sec/op,CI,sec/op,CI,vs base,P
+none round_robin,3.7e-09,2%,2.91e-06,∞,-21.56%,p=0.002 n=6
+none least_request,1e-09,0%
+geomean,1,,2,,+3%,
+
+,3,,10,,,
+,B/op,CI,B/op,CI,vs base,P
+none round_robin,3,0%,2,0%,-2%,p=0.002 n=6
+
+.name: RPCInTurn
+,,
+,p50-ns:answered,CI
+tcp unary,59608,1%
+
+,,
+,p50-ns:plain,CI
+tcp unary,57976,1%
+`
+
+func TestATableHasItsServersOrItsUnitsAsColumns(t *testing.T) {
+	ts, err := tables(strings.NewReader(stats))
+	if err != nil || len(ts) != 2 {
+		t.Fatalf("%d tables, %v", len(ts), err)
+	}
+	for i, want := range []string{
+		"### Pick, time\n\n| N = | 3 | 10 |\n|---|---:|---:|\n| none round_robin | 3.7 ns ±2% | 2.91 µs |\n| none least_request | 1 ns |  |\n\n",
+		"### RPCInTurn\n\n|  | p50, plain | p50, answered |\n|---|---:|---:|\n| tcp unary | 58 µs ±1% | 59.6 µs ±1% |\n\n",
+	} {
+		if got := ts[i].markdown(); got != want {
+			t.Errorf("got:\n%s\nwant:\n%s", got, want)
+		}
+	}
+}
+
+func TestALimitReadsAsAFraction(t *testing.T) {
+	for limit, want := range map[float64]string{1. / 15: "1/15 = 0.0667", 1.015: "1.015", 0.9: "0.9", 0: "0", 13: "13"} {
+		if got := (budget{limit: limit}).allowed(); got != want {
+			t.Errorf("got %q, want %q", got, want)
 		}
 	}
 }
