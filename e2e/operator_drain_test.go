@@ -306,8 +306,7 @@ func TestTheCommandSaysWhenTheServerDoesNotHeed(t *testing.T) {
 // A server that is older than the operator's word, or whose role ends at its own service:
 // it registers and lives as before.
 func TestAServerThatMayNotReadTheOperatorsWordGoesOnWithout(t *testing.T) {
-	e := startEtcd(t)
-	root := e.withUsers(map[string][]string{"server": {"game/"}})
+	e, root := etcdWithUsers(t, map[string][]string{"server": {"game/"}})
 	cli := e.clientOf("server")
 	reg := at(t, cli, "127.0.0.1:1", endpointsmeta.Meta{ID: "a"}, registry.WithTTL(shortTTL))
 	status, _, stderr := e.operate("--user", "root:pw", "drain", "game/a", "--wait", "300ms")
@@ -326,8 +325,7 @@ func TestAServerThatMayNotReadTheOperatorsWordGoesOnWithout(t *testing.T) {
 
 // An operator needs no right to write records: theirs are the servers'.
 func TestAnOperatorNeedsToWriteItsOwnKeysOnly(t *testing.T) {
-	e := startEtcd(t)
-	root := e.withUsers(map[string][]string{"operator": {"/homing/operator/"}, "reader": {}})
+	e, root := etcdWithUsers(t, map[string][]string{"operator": {"/homing/operator/"}, "reader": {}})
 	for _, user := range []string{"operator", "reader"} {
 		_, err := root.RoleGrantPermission(bg, user, "game/", clientv3.GetPrefixRangeEnd("game/"), clientv3.PermissionType(clientv3.PermRead))
 		require.NoError(t, err)

@@ -18,30 +18,34 @@ import (
 	"go.uber.org/zap"
 )
 
-// withUsers makes users with the password pw, each with a role of its name that may read
-// and write these prefixes, and turns authentication on. It returns a client of root's.
-func (e *etcd) withUsers(prefixes map[string][]string) *clientv3.Client {
-	e.t.Helper()
+// etcdWithUsers starts an etcd that has users with the password pw, each with a role of its
+// name that may read and write these prefixes. It returns a client of root's, too.
+func etcdWithUsers(t *testing.T, prefixes map[string][]string) (*etcd, *clientv3.Client) {
+	t.Helper()
+	e := newEtcd(t)
+	// The race detector makes a hash of a password take seconds.
+	e.adjust = func(cfg *embed.Config) { cfg.BcryptCost = 4 }
+	e.start()
 	cli := e.newClient()
 	add := func(user string) {
 		_, err := cli.RoleAdd(bg, user)
-		require.NoError(e.t, err)
+		require.NoError(t, err)
 		_, err = cli.UserAdd(bg, user, "pw")
-		require.NoError(e.t, err)
+		require.NoError(t, err)
 		_, err = cli.UserGrantRole(bg, user, user)
-		require.NoError(e.t, err)
+		require.NoError(t, err)
 	}
 	add("root")
 	for user, may := range prefixes {
 		add(user)
 		for _, p := range may {
 			_, err := cli.RoleGrantPermission(bg, user, p, clientv3.GetPrefixRangeEnd(p), clientv3.PermissionType(clientv3.PermReadWrite))
-			require.NoError(e.t, err)
+			require.NoError(t, err)
 		}
 	}
 	_, err := cli.AuthEnable(bg)
-	require.NoError(e.t, err)
-	return e.clientOf("root")
+	require.NoError(t, err)
+	return e, e.clientOf("root")
 }
 
 func (e *etcd) clientOf(user string) *clientv3.Client {
@@ -54,8 +58,8 @@ func (e *etcd) clientOf(user string) *clientv3.Client {
 }
 
 func TestTheUserComesFromFlagsOrTheEnvironment(t *testing.T) {
-	e := startEtcd(t)
-	put(t, e.withUsers(nil), service+"/a", `{"Addr":"h:1"}`)
+	e, root := etcdWithUsers(t, nil)
+	put(t, root, service+"/a", `{"Addr":"h:1"}`)
 	e.does("--user", "root:pw", "ls", service)
 	e.does("--user", "root", "--password", "pw", "ls", service)
 

@@ -71,6 +71,9 @@ func connect(ctx context.Context, c *cli.Command) (*conn, error) {
 	if cfg.Username != "" {
 		cli.Close()
 		if cli, err = clientv3.New(cfg); err != nil {
+			if errors.Is(err, context.DeadlineExceeded) {
+				err = fmt.Errorf("no answer in %v", cfg.DialTimeout)
+			}
 			return nil, fmt.Errorf("etcd does not let user %q in: %w", cfg.Username, err)
 		}
 	}
