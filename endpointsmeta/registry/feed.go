@@ -410,9 +410,9 @@ func (f *feed) instances() []Instance {
 	return withoutShadows(f.sorted)
 }
 
-// withoutShadows returns list without each record that names no id if another one
-// of the same address does: of a server that was upgraded where it is, say, and whose old
-// record has not ended yet. Of several that name none the first stays.
+// withoutShadows returns list, which it does not change, without each record that names no
+// id if another one of the same address does: of a server that was upgraded where it is,
+// say, and whose old record has not ended yet. Of several that name none the first stays.
 func withoutShadows(list []Instance) []Instance {
 	unnamed := func(i Instance) bool { return i.Meta.ID == "" }
 	if !slices.ContainsFunc(list, unnamed) {
@@ -424,12 +424,15 @@ func withoutShadows(list []Instance) []Instance {
 			known[i.Addr] = true
 		}
 	}
-	return slices.DeleteFunc(slices.Clone(list), func(i Instance) bool {
-		if !unnamed(i) {
-			return false
+	kept := make([]Instance, 0, len(list))
+	for _, i := range list {
+		if unnamed(i) {
+			if known[i.Addr] {
+				continue
+			}
+			known[i.Addr] = true
 		}
-		was := known[i.Addr]
-		known[i.Addr] = true
-		return was
-	})
+		kept = append(kept, i)
+	}
+	return kept
 }

@@ -3,6 +3,8 @@ package roundrobin
 import (
 	"testing"
 
+	"github.com/stretchr/testify/require"
+
 	"github.com/homing-grpc/homing/affinity"
 	"github.com/homing-grpc/homing/e2e/guides/guidetest"
 	"github.com/homing-grpc/homing/e2e/guides/roundrobin/after"
@@ -34,6 +36,8 @@ func TestASessionStaysAndMovesWhenItsServerIsReplaced(t *testing.T) {
 	client := guidetest.Client(t, conn, err)
 	guidetest.Sees(t, client, "game-1")
 	session := affinity.NewSession("player-7")
+	moved := make(chan affinity.Move, 10)
+	session.OnMove(func(m affinity.Move) { moved <- m })
 	ctx := session.Context(t.Context())
 	guidetest.Stays(ctx, t, client, "game-1")
 
@@ -47,6 +51,10 @@ func TestASessionStaysAndMovesWhenItsServerIsReplaced(t *testing.T) {
 		return err == nil && name == "game-2"
 	}, "the session moves")
 	guidetest.Stays(ctx, t, client, "game-2")
+	m := <-moved
+	require.Equal(t, oldServer.Addr, m.From)
+	require.Equal(t, "game-2", m.To)
+	require.Empty(t, moved, "once")
 }
 
 func TestARestartUnderTheSameIDKeepsCallersByID(t *testing.T) {

@@ -50,6 +50,16 @@ func GetConn(schema, etcd, service string) (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
+// Close closes the channel to a service, and forgets it.
+func Close(schema, service string) {
+	mu.Lock()
+	defer mu.Unlock()
+	if conn, ok := conns["etcd:///"+name(schema, service)]; ok {
+		conn.Close()
+		delete(conns, "etcd:///"+name(schema, service))
+	}
+}
+
 func builderOf(etcd string) (resolver.Builder, error) {
 	if b, ok := builders[etcd]; ok {
 		return b, nil

@@ -45,6 +45,16 @@ func GetConn(schema, etcd, service string) (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
+// Close closes the channel to a service, and forgets it.
+func Close(schema, service string) {
+	mu.Lock()
+	defer mu.Unlock()
+	if conn, ok := conns[schema+service]; ok {
+		conn.Close()
+		delete(conns, schema+service)
+	}
+}
+
 type builder struct {
 	cli    *clientv3.Client
 	schema string
