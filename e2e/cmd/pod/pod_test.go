@@ -113,7 +113,7 @@ func TestAPodThatIsToldToStopLosesNoCall(t *testing.T) {
 	watching, unwatch := context.WithCancel(t.Context())
 	defer unwatch()
 	var said []string
-	told := make(chan struct{})
+	seen, told := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(told)
 		for list, err := range registry.Watch(watching, cli, "game") {
@@ -124,10 +124,13 @@ func TestAPodThatIsToldToStopLosesNoCall(t *testing.T) {
 				}
 			}
 			if err == nil && (len(said) == 0 || said[len(said)-1] != now) {
-				said = append(said, now)
+				if said = append(said, now); len(said) == 1 {
+					close(seen)
+				}
 			}
 		}
 	}()
+	<-seen
 
 	// A long call and a stream that are under way when it is told.
 	there := affinity.Require(t.Context(), "game-1")
