@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log"
 	"net"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -85,4 +86,49 @@ func ExampleDialOptions() {
 	// Output:
 	// room: room-42
 	// server: game-1
+}
+
+// In a handler: whose call it is, and where calls made with ctx will go.
+func ExampleFromContext() {
+	handler := func(ctx context.Context) {
+		if a, ok := affinity.FromContext(ctx); ok {
+			fmt.Println("a call about", a.Key)
+		}
+	}
+	handler(affinity.WithKey(context.Background(), "room-42")) // as the server interceptor does
+	// Output: a call about room-42
+}
+
+// A server with interceptors of others: those of affinity come first, so that the key is
+// in the context of all.
+func ExampleServerOptions() {
+	log := func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		a, _ := affinity.FromContext(ctx)
+		fmt.Println("a call about", a.Key)
+		return handler(ctx, req)
+	}
+	srv := grpc.NewServer(append(
+		affinity.ServerOptions(affinity.WithServerID("game-1")),
+		grpc.ChainUnaryInterceptor(log))...)
+	srv.Stop()
+}
+
+// The interceptors by themselves, where the order of a chain is set by hand: on the client
+// ours come last.
+func ExampleUnaryClientInterceptor() {
+	timeout := func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		return invoker(ctx, method, req, reply, cc, opts...)
+	}
+	conn, err := grpc.NewClient("passthrough:///game",
+		grpc.WithChainUnaryInterceptor(timeout, affinity.UnaryClientInterceptor()),
+		grpc.WithChainStreamInterceptor(affinity.StreamClientInterceptor()),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(conn.Target())
+	conn.Close()
+	// Output: passthrough:///game
 }

@@ -2,6 +2,7 @@ package affinity_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -35,7 +36,10 @@ type room struct {
 	fence   affinity.Fence
 }
 
-func (r *room) UnaryCall(context.Context, *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
+func (r *room) UnaryCall(ctx context.Context, req *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
+	if string(req.GetPayload().GetBody()) == "logout" {
+		return &testpb.SimpleResponse{Hostname: r.id}, affinity.Release(ctx)
+	}
 	if r.movedTo != "" {
 		return nil, affinity.Moved(r.movedTo)
 	}
@@ -255,4 +259,62 @@ func ExampleWithDrain() {
 		fmt.Println("failed:", err)
 	}
 	// Output: open it again
+}
+
+// A handler that holds nothing of the session any more says so: the next call of the
+// session may go anywhere.
+func ExampleRelease() {
+	conn, stop := serveRooms([]*room{{id: "game-1"}})
+	defer stop()
+	client := testpb.NewTestServiceClient(conn)
+	call := func(session *affinity.Session, what string) {
+		_, err := client.UnaryCall(session.Context(context.Background()), &testpb.SimpleRequest{Payload: &testpb.Payload{Body: []byte(what)}})
+		if err != nil {
+			log.Fatal(err)
+		}
+	}
+
+	session := affinity.NewSession("player-7")
+	call(session, "move")
+	fmt.Printf("%q\n", session.ID(gameTarget))
+	call(session, "logout") // whose handler calls affinity.Release(ctx)
+	fmt.Printf("%q\n", session.ID(gameTarget))
+	// Output:
+	// "game-1"
+	// ""
+}
+
+// A client that stores its sessions, and goes on with them after a restart.
+func ExampleSession_MarshalText() {
+	conn, stop := serveRooms([]*room{{id: "game-1"}, {id: "game-2"}})
+	defer stop()
+	session := affinity.NewSession("player-7")
+	r, err := testpb.NewTestServiceClient(conn).UnaryCall(session.Context(context.Background()), &testpb.SimpleRequest{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	text, err := json.Marshal(map[string]*affinity.Session{"player-7": session})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	var restored map[string]*affinity.Session
+	if err := json.Unmarshal(text, &restored); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(restored["player-7"].ID(gameTarget) == r.GetHostname())
+	// Output: true
+}
+
+// A session that is to start anew: its user has begun another game.
+func ExampleSession_Forget() {
+	conn, stop := serveRooms([]*room{{id: "game-1"}})
+	defer stop()
+	session := affinity.NewSession("")
+	if _, err := testpb.NewTestServiceClient(conn).UnaryCall(session.Context(context.Background()), &testpb.SimpleRequest{}); err != nil {
+		log.Fatal(err)
+	}
+	session.Forget(gameTarget)
+	fmt.Printf("%q\n", session.ID(gameTarget))
+	// Output: ""
 }

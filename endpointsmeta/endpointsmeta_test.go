@@ -168,3 +168,13 @@ func ExampleDecode() {
 	// game-1 eu-1 <nil>
 	// endpointsmeta: weight must be a number, got "heavy" (string)
 }
+
+// What a policy or a tool reads of an endpoint; without metadata its id is its address.
+func ExampleFromEndpoint() {
+	ep := resolver.Endpoint{Addresses: []resolver.Address{{Addr: "10.0.0.7:7000"}}}
+	fmt.Println(endpointsmeta.FromEndpoint(ep).ID)
+	fmt.Println(endpointsmeta.FromEndpoint(endpointsmeta.Set(ep, endpointsmeta.Meta{ID: "game-1"})).ID)
+	// Output:
+	// 10.0.0.7:7000
+	// game-1
+}

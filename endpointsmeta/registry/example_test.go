@@ -192,3 +192,75 @@ func ExampleWatch() {
 		log.Print(len(servers), " servers")
 	}
 }
+
+// A server that takes half as much new work while it warms up.
+func ExampleRegistration_Update() {
+	ctx := context.Background()
+	reg, err := registry.Register(ctx, newEtcdClient(), "game", "10.0.0.7:7000", endpointsmeta.Meta{ID: "game-1", Weight: 1})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer reg.Close(ctx)
+	// … when it is warm:
+	if err := reg.Update(ctx, func(m *endpointsmeta.Meta) { m.Weight = 2 }); err != nil {
+		log.Print(err)
+	}
+}
+
+// A server that ends itself when it cannot get its record back.
+func ExampleRegistration_State() {
+	ctx := context.Background()
+	reg, err := registry.Register(ctx, newEtcdClient(), "game", "10.0.0.7:7000", endpointsmeta.Meta{ID: "game-1"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer reg.Close(ctx)
+	for lost := 0; lost < 10; time.Sleep(time.Second) {
+		if lost++; reg.State() != registry.Lost {
+			lost = 0
+		}
+	}
+	log.Print("out of etcd for ten seconds")
+}
+
+// A client of servers that register by hand, as plain addresses, and of those that have
+// moved on.
+func ExampleWithPlainAddresses() {
+	builder, err := registry.NewBuilder(newEtcdClient(), registry.WithPlainAddresses())
+	if err != nil {
+		log.Fatal(err)
+	}
+	conn, err := grpc.NewClient("etcd:////grpclb/game", // keys are /grpclb/game/…
+		grpc.WithResolvers(builder),
+		grpc.WithDefaultServiceConfig(stickybalancer.Config{}.ServiceConfig()),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+}
+
+// A server behind an address that is not the one it listens on, and whose drain may take
+// a minute.
+func ExampleWithAdvertise() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	lis, err := net.Listen("tcp", ":7000")
+	if err != nil {
+		log.Fatal(err)
+	}
+	err = registry.Serve(ctx, newEtcdClient(), "game", grpc.NewServer(), lis, endpointsmeta.Meta{ID: "game-1"},
+		registry.WithAdvertise("game-1.game.default.svc:7000"), registry.WithDrainTimeout(time.Minute))
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+// A server that replaces one which has lost its disk, and whose lease has not ended yet.
+func ExampleWithTakeover() {
+	_, err := registry.Register(context.Background(), newEtcdClient(), "game", "10.0.0.8:7000",
+		endpointsmeta.Meta{ID: "game-1"}, registry.WithTakeover())
+	if err != nil {
+		log.Fatal(err)
+	}
+}

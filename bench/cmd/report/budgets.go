@@ -109,7 +109,8 @@ func budgets() (bs []budget) {
 	}
 	add(budget{what: "the same list again, N = 1,000", limit: 1. / 15,
 		value: ratio(at("SameList", 1000, "/list=same", ours), at("SameList", 1000, "/list=same", robin), "ns/op")})
-	add(budget{what: "an equal list, N = 1,000", limit: 1. / 15, over: 0.1,
+	add(budget{what: "an equal list, N = 1,000", limit: 1. / 15, over: 0.12,
+		why:   "it compares the metadata of 1,000 endpoints, at some 80 ns each, to see that nothing is new; the same list again is known by its pointers",
 		value: ratio(at("SameList", 1000, "/list=equal", ours), at("SameList", 1000, "/list=equal", robin), "ns/op")})
 	for _, c := range []string{"added", "removed", "reweighted", "drained"} {
 		add(budget{what: "one of 1,000 " + c, limit: 1. / 10,
