@@ -65,19 +65,11 @@ Examples:
    homing check game
    homing check -o json | jq -r '.findings[] | .problem'`,
 		Action: func(ctx context.Context, c *cli.Command) error {
-			service, err := optionalService(c)
-			if err != nil {
-				return err
-			}
-			etcd, err := connect(ctx, c)
+			etcd, f, err := askedFor(ctx, c)
 			if err != nil {
 				return err
 			}
 			defer etcd.Close()
-			f, err := etcd.fleet(ctx, c, service)
-			if err != nil {
-				return err
-			}
 			result := checked{Servers: len(f.servers), Findings: f.findings(time.Now())}
 			leases, err := etcd.leases(ctx, f)
 			if err != nil {

@@ -28,19 +28,11 @@ Examples:
    homing ls game
    homing ls -o json game | jq -r '.[] | select(.draining) | .id'`,
 		Action: func(ctx context.Context, c *cli.Command) error {
-			service, err := optionalService(c)
-			if err != nil {
-				return err
-			}
-			etcd, err := connect(ctx, c)
+			etcd, f, err := askedFor(ctx, c)
 			if err != nil {
 				return err
 			}
 			defer etcd.Close()
-			f, err := etcd.fleet(ctx, c, service)
-			if err != nil {
-				return err
-			}
 			out := c.Root().Writer
 			if c.String("output") == "json" {
 				rows := make([]row, len(f.servers))
@@ -64,6 +56,24 @@ func (c *conn) fleet(ctx context.Context, cmd *cli.Command, service string) (*fl
 		return c.fleetOfAll(ctx, cmd.Root().ErrWriter)
 	}
 	return c.fleetOf(ctx, service, cmd.Root().ErrWriter)
+}
+
+// askedFor is etcd, and the fleet in it that a command is about. The caller closes etcd.
+func askedFor(ctx context.Context, c *cli.Command) (*conn, *fleet, error) {
+	service, err := optionalService(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	etcd, err := connect(ctx, c)
+	if err != nil {
+		return nil, nil, err
+	}
+	f, err := etcd.fleet(ctx, c, service)
+	if err != nil {
+		etcd.Close()
+		return nil, nil, err
+	}
+	return etcd, f, nil
 }
 
 // optionalService is the service of a command that takes one as its argument, or by -s,
