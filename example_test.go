@@ -4,6 +4,8 @@ import (
 	"context"
 	"log"
 	"net"
+	"os/signal"
+	"syscall"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
@@ -20,11 +22,23 @@ type game struct {
 	testpb.UnimplementedTestServiceServer
 }
 
-func server(ctx context.Context, lis net.Listener) error {
+func (game) EmptyCall(context.Context, *testpb.Empty) (*testpb.Empty, error) {
+	return &testpb.Empty{}, nil
+}
+
+func server() error {
 	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{"localhost:2379"}})
 	if err != nil {
 		return err
 	}
+	lis, err := net.Listen("tcp", "127.0.0.1:7001") // an address that clients reach
+	if err != nil {
+		return err
+	}
+	// SIGTERM ends ctx: Serve then drains, leaves the registry, and returns nil.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+
 	calls := new(registry.Calls)
 	srv := grpc.NewServer(append(
 		affinity.ServerOptions(affinity.WithServerID("game-1")),
@@ -34,7 +48,7 @@ func server(ctx context.Context, lis net.Listener) error {
 		endpointsmeta.Meta{ID: "game-1"}, registry.WithCalls(calls))
 }
 
-func client(ctx context.Context, cli *clientv3.Client, lastServer string) error {
+func client(ctx context.Context, cli *clientv3.Client) error {
 	builder, err := registry.NewBuilder(cli)
 	if err != nil {
 		return err
@@ -49,11 +63,13 @@ func client(ctx context.Context, cli *clientv3.Client, lastServer string) error 
 	defer conn.Close()
 	rpc := testpb.NewTestServiceClient(conn)
 
-	// Anywhere, round robin:
-	_, err = rpc.EmptyCall(ctx, &testpb.Empty{})
+	// Anywhere, round robin, and see where that was:
+	var route affinity.Route
+	_, err = rpc.EmptyCall(affinity.Observe(ctx, &route), &testpb.Empty{})
 	if err != nil {
 		return err
 	}
+	lastServer := route.ID()
 
 	// Back to the server that holds the state:
 	_, err = rpc.EmptyCall(affinity.With(ctx, lastServer), &testpb.Empty{})

@@ -34,7 +34,7 @@ func checkRecord(addr string, m endpointsmeta.Meta) error {
 		return fmt.Errorf(`registry: addr must be "host:port" as clients reach it, got %q`, addr)
 	}
 	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
-		return fmt.Errorf("registry: addr must be one that clients can reach, not a wildcard, got %q", addr)
+		return fmt.Errorf("registry: addr must be one that clients can reach, not a wildcard, got %q (Serve takes another by WithAdvertise)", addr)
 	}
 	if err := m.Validate(); err != nil {
 		return err
