@@ -8,7 +8,9 @@ import (
 	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/homing-grpc/homing/endpointsmeta"
 	"github.com/homing-grpc/homing/internal/callctx"
+	"github.com/homing-grpc/homing/internal/metricstest"
 	"github.com/homing-grpc/homing/internal/session"
 )
 
@@ -26,6 +28,25 @@ func TestACallThatFollowsAMoveTeachesItsSession(t *testing.T) {
 		require.Equal(t, "b", r.SubConn.(*fakeConn).addr)
 		require.NotNil(t, r.Done, "it learns from how the call ends")
 		require.Equal(t, "b", s.Bind(d.lb.(*policy).target).Load().Place.ID)
+	})
+}
+
+// A stream was told first where the state is: by its id alone.
+func TestACallThatFollowsAMoveKnowsTheStartOfItsServer(t *testing.T) {
+	rec := new(metricstest.Recorder)
+	driveWith(t, listRecorder{rec}, `{}`, func(t *testing.T, d *driver) {
+		start := func(n int64) func(*endpointsmeta.Meta) { return func(m *endpointsmeta.Meta) { m.Incarnation = n } }
+		d.list(at("a", "a", start(1)), at("b", "b", start(2)))
+		d.up("a", "b")
+		s := new(session.Session)
+		d.end(callctx.With(bg, callctx.Value{ID: "a", Session: s, Moved: true}))(answered)
+		b := s.Bind(d.lb.(*policy).target)
+		st := b.Load()
+		b.Send(st, st.Place, "b")
+		d.end(callctx.With(bg, callctx.Value{ID: "b", Session: s, Moved: true, Required: true}))(answered)
+		require.Equal(t, "b", b.Lives().ID)
+		require.EqualValues(t, 2, b.Lives().Incarnation, "or nobody would see that it restarts")
+		require.EqualValues(t, 1, rec.Collect()[metricstest.Key(metricPrefix+"rehomed_sessions", d.lb.(*policy).target.Value(), "moved")])
 	})
 }
 

@@ -45,8 +45,7 @@ func (p *picker) chooseBySession(v *callctx.Value) choice {
 			}
 		case st.Confirmed:
 			return choice{target: &sv.target, why: callctx.Session, held: true}
-		case st.Place.Index < 0 || st.Place.Incarnation != sv.target.place.Incarnation:
-			// A server told where to go; now more of it is known.
+		case unmet(st.Place, sv.target.place):
 			c := choice{target: &sv.target, why: callctx.Moved}
 			if p.learn(b, st, st.Reason, &c) {
 				return c
@@ -89,10 +88,12 @@ func (p *picker) learnMoved(b *session.Binding, c *choice) {
 			if old.Confirmed {
 				return
 			}
-			if c.done = b.Join(old); c.done != nil {
-				return
+			if !unmet(old.Place, c.target.place) {
+				if c.done = b.Join(old); c.done != nil {
+					return
+				}
+				continue
 			}
-			continue
 		}
 		next := session.Tentative(old, c.target.place, session.Moved)
 		next.Told = true
@@ -101,6 +102,10 @@ func (p *picker) learnMoved(b *session.Binding, c *choice) {
 		}
 	}
 }
+
+// unmet reports whether less is known of a place, where a server said that the state is,
+// than of the server that is at: which start it is, and who counts the move.
+func unmet(pl, at *session.Place) bool { return pl.Index < 0 || pl.Incarnation != at.Incarnation }
 
 // lostHash is the place in the rendezvous order of a session that has lost its
 // server: that of its key, or of the server's id, so that all who were there meet
