@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -139,39 +140,59 @@ func (b *builder) measure(service string, target resolver.Target, r estats.Metri
 		at = last.confirmed // it may be long ago
 	}
 	g.confirmed.Store(at)
-	b.gauges = append(b.gauges, g)
 	b.mu.Unlock()
+	measured.add(g)
 	g.stop = r.RegisterAsyncReporter(g, stalenessMetric)
 	return g
 }
 
 func (g *gauge) close() {
 	g.stop()
-	g.builder.mu.Lock()
-	defer g.builder.mu.Unlock()
-	g.builder.gauges = slices.DeleteFunc(g.builder.gauges, func(o *gauge) bool { return o == g })
+	measured.remove(g)
 }
 
 // Report implements [estats.AsyncMetricReporter].
 func (g *gauge) Report(r estats.AsyncMetricsRecorder) error {
-	stalenessMetric.Record(r, int64(g.builder.staleness(g.target)/time.Second), g.target)
+	stalenessMetric.Record(r, int64(measured.staleness(g.target)/time.Second), g.target)
 	return nil
 }
 
 func (g *gauge) resynced(why string) { resyncsMetric.Record(g.recorder, 1, g.target, why) }
 
-// staleness is the longest among the resolvers of a target: a recorder wants one value.
-func (b *builder) staleness(target string) time.Duration {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now := b.now()
-	oldest := now
-	for _, g := range b.gauges {
-		if g.target == target {
-			oldest = min(oldest, g.confirmed.Load())
-		}
+// measured are the gauges of all resolvers, by target. Of one target a recorder wants
+// one value, however many channels there are, and builders.
+var measured = gauges{byTarget: make(map[string]map[*gauge]struct{})}
+
+type gauges struct {
+	mu       sync.Mutex // nothing is called under it
+	byTarget map[string]map[*gauge]struct{}
+}
+
+func (m *gauges) add(g *gauge) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.byTarget[g.target] == nil {
+		m.byTarget[g.target] = make(map[*gauge]struct{})
 	}
-	return time.Duration(now - oldest)
+	m.byTarget[g.target][g] = struct{}{}
+}
+
+func (m *gauges) remove(g *gauge) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if delete(m.byTarget[g.target], g); len(m.byTarget[g.target]) == 0 {
+		delete(m.byTarget, g.target)
+	}
+}
+
+// staleness is the longest among the resolvers of a target.
+func (m *gauges) staleness(target string) (longest time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for g := range m.byTarget[target] {
+		longest = max(longest, time.Duration(g.builder.now()-g.confirmed.Load()))
+	}
+	return longest
 }
 
 // now is the time since the builder was made.

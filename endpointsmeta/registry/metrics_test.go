@@ -69,6 +69,10 @@ func TestOfTwoChannelsOfOneTargetTheStalerOneIsShown(t *testing.T) {
 			metricstest.Key(staleness, "etcd:///game"): 5,
 			metricstest.Key(staleness, "etcd:///chat"): 0,
 		}, rec.Collect())
+		for _, g := range gauges {
+			g.close()
+		}
+		require.Empty(t, measured.byTarget)
 	})
 }
 
@@ -90,4 +94,24 @@ func TestARegistrationCountsWhatItLosesAndRegains(t *testing.T) {
 		"homing.registry.registrations_lost{game,game-1}":     3,
 		"homing.registry.registrations_regained{game,game-1}": 2,
 	}, rec.Collect())
+}
+
+func TestChannelsWithBuildersOfTheirOwnShowTheStalerOneToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rec := new(metricstest.Recorder)
+		var gauges []*gauge
+		for range 3 {
+			b := &builder{made: time.Now(), last: make(map[string]goodList)}
+			gauges = append(gauges, b.measure("game", target(t, "etcd:///game"), rec))
+			time.Sleep(time.Second)
+		}
+		for _, i := range []int{0, 2} { // by whichever order they are asked
+			gauges[i].builder.confirm("game", gauges[i])
+		}
+		require.EqualValues(t, 2, rec.Collect()[metricstest.Key(staleness, "etcd:///game")])
+		gauges[1].close()
+		require.EqualValues(t, 0, rec.Collect()[metricstest.Key(staleness, "etcd:///game")])
+		gauges[0].close()
+		gauges[2].close()
+	})
 }

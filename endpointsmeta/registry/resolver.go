@@ -53,9 +53,8 @@ type builder struct {
 
 	made time.Time
 
-	mu     sync.Mutex          // nothing is called under it
-	last   map[string]goodList // by service
-	gauges []*gauge            // of all resolvers
+	mu   sync.Mutex          // nothing is called under it
+	last map[string]goodList // by service
 }
 
 type goodList struct {
