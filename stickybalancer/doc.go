@@ -49,7 +49,8 @@
 // home passed on are those by "spilled"; those of sessions are its Reason ones. A held
 // attempt that ended before there was a server for it has the reason "none". The time
 // for which a wait-for-ready call waits on after its window has ended counts only if the
-// policy had held it before.
+// policy had held it before; and if it ends in vain, only if a server has changed
+// meanwhile.
 //
 // Picks and sessions are counted in memory, and recorded whenever a gauge of these is
 // collected, and when the channel goes idle or closes. So one of the gauges has to be

@@ -14,6 +14,8 @@ func isQueue(err error) bool { return err == balancer.ErrNoSubConnAvailable }
 
 // held are the attempts that wait for a server, by their contexts: gRPC picks for one
 // with the same context until it has gone somewhere, and ends that when the call ends.
+// A pick that fails ends the attempt, unless that is wait-for-ready. Which it is shows
+// when it is picked for again; and where there was a retry, the call goes on.
 type held struct {
 	n      atomic.Int64
 	closed atomic.Bool
@@ -21,8 +23,25 @@ type held struct {
 }
 
 type hold struct {
-	since time.Time
-	stop  func() bool
+	since  time.Time
+	stop   func() bool
+	failed atomic.Int64 // for how long it had been held when a pick failed; 0 if none has
+	goesOn atomic.Bool  // it was picked for after that
+}
+
+// again notes that the attempt is still held.
+func (o *hold) again() {
+	if o.failed.Load() != 0 {
+		o.goesOn.Store(true)
+	}
+}
+
+// inVain returns for how long an attempt was held that has ended.
+func (o *hold) inVain() time.Duration {
+	if d := o.failed.Load(); d != 0 && !o.goesOn.Load() {
+		return time.Duration(d)
+	}
+	return time.Since(o.since)
 }
 
 // begin notes that a pick was queued, if the attempt is not held already. over is
@@ -32,7 +51,8 @@ func (h *held) begin(ctx context.Context, over func()) {
 	if reflect.TypeOf(ctx).Kind() != reflect.Pointer || h.closed.Load() {
 		return
 	}
-	if _, again := h.calls.Load(ctx); again {
+	if one, again := h.calls.Load(ctx); again {
+		one.(*hold).again()
 		return
 	}
 	one := &hold{since: time.Now(), stop: context.AfterFunc(ctx, over)}
@@ -46,19 +66,31 @@ func (h *held) begin(ctx context.Context, over func()) {
 	}
 }
 
-// end forgets an attempt, and returns since when it was held.
-func (h *held) end(ctx context.Context) (since time.Time, ok bool) {
+// fail notes that a pick has failed, if the attempt is held.
+func (h *held) fail(ctx context.Context) {
+	if h.n.Load() == 0 || reflect.TypeOf(ctx).Kind() != reflect.Pointer {
+		return
+	}
+	if v, ok := h.calls.Load(ctx); ok {
+		one := v.(*hold)
+		one.again()
+		one.failed.CompareAndSwap(0, max(1, int64(time.Since(one.since))))
+	}
+}
+
+// end forgets an attempt, and returns what there was of it, nil if it was not held.
+func (h *held) end(ctx context.Context) *hold {
 	if reflect.TypeOf(ctx).Kind() != reflect.Pointer {
-		return time.Time{}, false
+		return nil
 	}
 	v, ok := h.calls.LoadAndDelete(ctx)
 	if !ok {
-		return time.Time{}, false
+		return nil
 	}
 	one := v.(*hold)
 	h.n.Add(-1)
 	one.stop()
-	return one.since, true
+	return one
 }
 
 // close forgets all.

@@ -122,18 +122,24 @@ func (m *meter) picked(ctx context.Context, why callctx.Reason, err error) {
 	case err == nil:
 		m.stripes[rand.Uint32()&uint32(len(m.stripes)-1)].picks[why].Add(1)
 		if m.held.n.Load() > 0 {
-			m.sent(ctx, why.String())
+			if one := m.held.end(ctx); one != nil {
+				m.waited(time.Since(one.since), why.String())
+			}
 		}
 	case isQueue(err):
-		m.held.begin(ctx, func() { m.sent(ctx, neverSent) })
+		m.held.begin(ctx, func() {
+			if one := m.held.end(ctx); one != nil {
+				m.waited(one.inVain(), neverSent)
+			}
+		})
+	default:
+		m.held.fail(ctx)
 	}
 }
 
-// sent ends the time for which a call was held, if it was.
-func (m *meter) sent(ctx context.Context, why string) {
-	if since, ok := m.held.end(ctx); ok {
-		queueMetric.Record(m.recorder, time.Since(since).Seconds(), m.target, why)
-	}
+// waited records for how long an attempt was held.
+func (m *meter) waited(d time.Duration, why string) {
+	queueMetric.Record(m.recorder, d.Seconds(), m.target, why)
 }
 
 // Report implements [estats.AsyncMetricReporter]: it is called whenever the gauges are

@@ -122,6 +122,54 @@ func TestAHeldCallThatEndsIsRecordedAsNeverSent(t *testing.T) {
 	})
 }
 
+func TestAHeldAttemptEndsWhenItFailsNotWithItsCall(t *testing.T) {
+	r := new(metricstest.Recorder)
+	inWorldWith(t, `{"loadBalancingConfig": [{"custom_round_robin": {"reconnectWindow": "3s"}}]`+
+		`,"methodConfig":[{"name":[{}],"retryPolicy":{"maxAttempts":2,"initialBackoff":"5s","maxBackoff":"5s",`+
+		`"backoffMultiplier":1,"retryableStatusCodes":["UNAVAILABLE"]}}]}`, func(t *testing.T, w *world) {
+		w.up("a")
+		w.stop("a")
+		ctx, cancel := context.WithCancel(affinity.Require(context.Background(), "a"))
+		opened := make(chan error)
+		go func() {
+			_, err := w.client.FullDuplexCall(ctx)
+			opened <- err
+		}()
+		time.Sleep(3*time.Second + time.Millisecond)
+		w.start("a")
+		require.NoError(t, <-opened, "it was tried again")
+		time.Sleep(time.Hour)
+		cancel()
+		synctest.Wait()
+		require.Equal(t, []float64{3}, r.Histo(lb+"queue_duration", "world:///game", "none"))
+	}, grpc.WithStatsHandler(r))
+}
+
+func TestACallThatWaitsOnAfterAFailureIsHeldMeanwhile(t *testing.T) {
+	inMeasuredWorld(t, stickybalancer.Config{}, func(t *testing.T, w *world, r *metricstest.Recorder) {
+		w.up("a", "b")
+		w.stop("a")
+		waits := func(ctx context.Context) func() (string, time.Duration, error) {
+			return w.async(affinity.Require(ctx, "a"), grpc.WaitForReady(true))
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		short, long := waits(ctx), waits(context.Background())
+		time.Sleep(5 * time.Second)
+		w.list("a", "b", "c") // another picker
+		_, _, err := short()
+		require.Error(t, err)
+		time.Sleep(time.Second)
+		w.list("b")
+		w.start("a")
+		w.list("a", "b")
+		_, took, err := long()
+		require.NoError(t, err)
+		require.Equal(t, []float64{10}, r.Histo(lb+"queue_duration", "world:///game", "none"))
+		require.Equal(t, []float64{took.Seconds()}, r.Histo(lb+"queue_duration", "world:///game", affinity.WhyID))
+	})
+}
+
 func TestSessionsThatMoveAreCountedByReason(t *testing.T) {
 	inMeasuredWorld(t, stickybalancer.Config{ReconnectWindow: -1, AbsentGrace: -1}, func(t *testing.T, w *world, r *metricstest.Recorder) {
 		w.start("a", "b", "c")
