@@ -1,6 +1,8 @@
 package stickybalancer
 
 import (
+	"sync/atomic"
+
 	estats "google.golang.org/grpc/experimental/stats"
 )
 
@@ -85,11 +87,11 @@ func (v *view) is(kind int) bool {
 // asked is a gauge that notes how often somebody wants to know which one it is.
 type asked struct {
 	*estats.Int64AsyncGaugeHandle
-	times *int
+	times *atomic.Int64
 }
 
 func (a asked) Descriptor() *estats.MetricDescriptor {
-	*a.times++
+	a.times.Add(1)
 	return a.Int64AsyncGaugeHandle.Descriptor()
 }
 
@@ -98,11 +100,11 @@ func (a asked) Descriptor() *estats.MetricDescriptor {
 // But the list that it keeps of its recorders asks for each descriptor once, and each
 // recorder in it has to ask again.
 func register(r estats.MetricsRecorder, reporter estats.AsyncMetricReporter) (stop func(), recorded bool) {
-	times := 0
+	times := new(atomic.Int64) // a recorder may go on to ask
 	gauges := make([]estats.AsyncMetric, endpointKinds)
 	for i, h := range endpointMetrics {
-		gauges[i] = asked{h, &times}
+		gauges[i] = asked{h, times}
 	}
 	stop = r.RegisterAsyncReporter(reporter, gauges...)
-	return stop, times > len(gauges)
+	return stop, times.Load() > int64(len(gauges))
 }

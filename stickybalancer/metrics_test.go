@@ -264,6 +264,37 @@ func TestPicksAreCountedAtTheLatestWhenSomebodyCollects(t *testing.T) {
 	}, grpc.WithStatsHandler(r))
 }
 
+// curiousRecorder asks which metrics a report is for whenever it collects.
+type curiousRecorder struct{ metricstest.Recorder }
+
+func (r *curiousRecorder) RegisterAsyncReporter(a estats.AsyncMetricReporter, metrics ...estats.AsyncMetric) func() {
+	stop := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Millisecond):
+				for _, m := range metrics {
+					m.Descriptor()
+				}
+			}
+		}
+	}()
+	end := r.Recorder.RegisterAsyncReporter(a, metrics...)
+	time.Sleep(10 * time.Millisecond)
+	return sync.OnceFunc(func() { close(stop); end() })
+}
+
+func TestARecorderMayAskForTheMetricsAtAnyTime(t *testing.T) {
+	r := new(curiousRecorder)
+	inWorldWith(t, stickybalancer.Config{}.ServiceConfig(), func(t *testing.T, w *world) {
+		w.up("a")
+		w.reaches("a", context.Background())
+		require.Equal(t, int64(1), r.Collect()[of("picks", affinity.WhyRoundRobin)])
+	}, grpc.WithStatsHandler(r))
+}
+
 func TestCollectionsDoNotMeetALockOfThePolicy(t *testing.T) {
 	inMeasuredWorld(t, stickybalancer.Config{ReconnectWindow: -1, AbsentGrace: -1}, func(t *testing.T, w *world, r *metricstest.Recorder) {
 		w.start("a", "b")
