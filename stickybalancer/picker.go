@@ -82,20 +82,20 @@ func (p *picker) pick(info balancer.PickInfo, v *callctx.Value) (balancer.PickRe
 	if named != nil {
 		c.refused = (c.refused || len(named.Not) > 0) && !c.held && !named.Required
 	}
+	var res balancer.PickResult
+	err := c.err
+	if err == nil {
+		res, err = c.target.pick(info)
+	}
 	if v != nil && v.Route != nil {
-		c.note(v.Route)
+		c.note(v.Route, err)
 	}
-	if c.err != nil {
-		if p.meter != nil {
-			p.meter.picked(info.Ctx, c.why, c.err)
-		}
-		return balancer.PickResult{}, c.err
-	}
-	res, err := c.target.pick(info)
 	if p.meter != nil {
 		p.meter.picked(info.Ctx, c.why, err)
 	}
 	switch {
+	case c.err != nil:
+		return balancer.PickResult{}, err
 	case !c.refused:
 	case res.Metadata == nil:
 		res.Metadata = metadata.Pairs(callctx.RefusedHeader, "1") // a parent may add to it, as that of RLS does
@@ -118,9 +118,9 @@ func both(f, g func(balancer.DoneInfo)) func(balancer.DoneInfo) {
 	return func(info balancer.DoneInfo) { f(info); g(info) }
 }
 
-// note tells who asked.
-func (c *choice) note(r *callctx.Route) {
-	switch c.err {
+// note tells who asked, err being what has become of it.
+func (c *choice) note(r *callctx.Route, err error) {
+	switch err {
 	case nil:
 		r.Went(callctx.Hop{Place: c.target.place, Addr: c.target.conn.addr, Reason: c.why})
 	case balancer.ErrNoSubConnAvailable:

@@ -557,6 +557,37 @@ func TestAPickerThatAddsToAPickIsDelegatedTo(t *testing.T) {
 	_ = done
 }
 
+func TestAnAttemptThatAWrapperHoldsIsNotedOnceItGoes(t *testing.T) {
+	drive(t, `{}`, func(t *testing.T, d *driver) {
+		d.list(ep("a"))
+		d.up("a")
+		s := d.lb.(*policy).server("a")
+		full := true
+		s.child.UpdateState(balancer.State{ConnectivityState: connectivity.Ready, Picker: holding{s.child.picker, &full}})
+		r := new(affinity.Route)
+		ctx := affinity.Observe(must("a"), r)
+		require.Equal(t, queued, d.pick(ctx))
+		require.Zero(t, r.Attempts())
+		full = false
+		require.Equal(t, "a", d.server(ctx))
+		require.Equal(t, "id a a, waited", r.String())
+		require.Equal(t, 1, r.Attempts())
+	})
+}
+
+// holding is a picker that sends nothing while it is full.
+type holding struct {
+	balancer.Picker
+	full *bool
+}
+
+func (h holding) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
+	if *h.full {
+		return balancer.PickResult{}, balancer.ErrNoSubConnAvailable
+	}
+	return h.Picker.Pick(info)
+}
+
 func TestHealth(t *testing.T) {
 	k := keyAtHomeOn("a", "a", "b")
 	drive(t, `{}`, func(t *testing.T, d *driver) {
