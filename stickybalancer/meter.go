@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,16 +49,37 @@ type stripe struct {
 	_     [128 - 8*callctx.Reasons]byte
 }
 
-// moves counts sessions that left a server's state behind. Sessions hold on to it, and
-// so it to nothing.
-type moves [len(moveReasons)]atomic.Int64
+// moves counts sessions that left a server's state behind. Sessions hold on to it, some
+// for longer than there is the policy, and so it to nothing but the recorder.
+type moves struct {
+	mu   sync.Mutex // under the sessions' locks
+	n    [len(moveReasons)]int64
+	late func(session.Reason) // records one itself, once the meter is closed; nil before
+}
 
 func (m *moves) add(why session.Reason) {
-	for i, r := range moveReasons {
-		if r == why {
-			m[i].Add(1)
-		}
+	m.mu.Lock()
+	late := m.late
+	if i := slices.Index(moveReasons[:], why); i >= 0 && late == nil {
+		m.n[i]++
 	}
+	m.mu.Unlock()
+	if late != nil {
+		late(why)
+	}
+}
+
+func (m *moves) counts() [len(moveReasons)]int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.n
+}
+
+// close makes r record what comes from now on.
+func (m *moves) close(r estats.MetricsRecorder, target string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.late = func(why session.Reason) { sessionsMetric.Record(r, 1, target, string(why)) }
 }
 
 // maxStripes bounds the memory, to 8 KB a channel.
@@ -104,6 +126,7 @@ func (m *meter) close() {
 	m.stop()
 	channels.leave(m)
 	m.held.close()
+	m.moves.close(m.recorder, m.target)
 	m.flush()
 }
 
@@ -167,8 +190,7 @@ func (m *meter) flush() {
 		}
 		picks[i], m.flushedPicks[i] = sum-m.flushedPicks[i], sum
 	}
-	for i := range moves {
-		sum := m.moves[i].Load()
+	for i, sum := range m.moves.counts() {
 		moves[i], m.flushedMoves[i] = sum-m.flushedMoves[i], sum
 	}
 	m.flushing.Unlock()

@@ -3,6 +3,7 @@ package stickybalancer
 import (
 	"context"
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/balancer"
@@ -12,6 +13,7 @@ import (
 	"github.com/homing-grpc/homing/affinity"
 	"github.com/homing-grpc/homing/internal/callctx"
 	"github.com/homing-grpc/homing/internal/metricstest"
+	"github.com/homing-grpc/homing/internal/session"
 )
 
 // listRecorder asks for each descriptor once more, as the list does that gRPC puts
@@ -42,9 +44,9 @@ func TestRecordedPicksAllocateNothing(t *testing.T) {
 		d.list(ep("a"), ep("b"))
 		d.up("a", "b")
 		require.IsType(t, counted{}, d.current().Picker)
-		session := affinity.NewSession("k").Context(bg)
-		d.end(session)(answered)
-		for _, ctx := range []context.Context{bg, callctx.WithNoHeaders(bg), with("a"), key("k"), session} {
+		held := affinity.NewSession("k").Context(bg)
+		d.end(held)(answered)
+		for _, ctx := range []context.Context{bg, callctx.WithNoHeaders(bg), with("a"), key("k"), held} {
 			picker, info := d.current().Picker, balancer.PickInfo{Ctx: ctx}
 			require.Zero(t, testing.AllocsPerRun(100, func() {
 				if _, err := picker.Pick(info); err != nil {
@@ -77,4 +79,26 @@ func TestRecordedPicksGoWherePlainOnesGo(t *testing.T) {
 		return went
 	}
 	require.Equal(t, where(nil), where(listRecorder{new(metricstest.Recorder)}))
+}
+
+func TestAMoveThatIsConfirmedUnderTheNextPolicyIsCounted(t *testing.T) {
+	rec := new(metricstest.Recorder)
+	driveWith(t, listRecorder{rec}, `{"reconnectWindow":"0s","absentGrace":"0s"}`, func(t *testing.T, d *driver) {
+		d.list(ep("a"), ep("b"))
+		d.up("a", "b")
+		s := new(session.Session)
+		d.end(callctx.With(bg, callctx.Value{ID: "a", Session: s, Moved: true}))(answered)
+		d.list(ep("b"))
+		ctx := callctx.With(bg, callctx.Value{Session: s})
+		d.end(ctx)(balancer.DoneInfo{BytesSent: true}) // never answered
+		target := d.lb.(*policy).target.Value()
+		d.lb.Close() // idle
+		synctest.Wait()
+		d.lb = balancer.Get(Name).Build(d.channel, balancer.BuildOptions{})
+		d.list(ep("b"))
+		d.up("b")
+		d.end(ctx)(answered)
+		require.Equal(t, "b", s.Bind(d.lb.(*policy).target).Lives().ID)
+		require.EqualValues(t, 1, rec.Collect()[metricstest.Key(metricPrefix+"rehomed_sessions", target, "gone")])
+	})
 }
