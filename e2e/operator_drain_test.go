@@ -346,6 +346,20 @@ func TestAnOperatorNeedsToWriteItsOwnKeysOnly(t *testing.T) {
 	require.Contains(t, stderr, "name a service")
 }
 
+// Hand-written registrations often begin their keys so, and keep them with homing.
+func TestAServiceMayBeginWithASlash(t *testing.T) {
+	e := startEtcd(t)
+	reg, err := registry.Register(bg, e.newClient(), "/naming/game", "127.0.0.1:1", endpointsmeta.Meta{ID: "a"})
+	require.NoError(t, err)
+	defer reg.Close(bg)
+	e.does("drain", "/naming/game/a")
+	require.Equal(t, registry.Draining, reg.State())
+	require.Equal(t, "draining (operator)", e.rows("ls", "/naming/game")["a"].State)
+	require.Equal(t, "draining (operator)", e.rows("ls")["a"].State)
+	e.does("undrain", "-s", "/naming/game", "a")
+	require.Equal(t, "services: 1, servers: 1, findings: 0\n", e.does("check"))
+}
+
 // The command's own tests show that it changes nobody else's keys.
 func TestTheOperatorsKeysAreNoServersOfAnyService(t *testing.T) {
 	e := startEtcd(t)

@@ -124,13 +124,16 @@ func TestLsFindsTheServicesAmongOtherKeys(t *testing.T) {
 	put(t, cli, service+"/bad", "garbage")
 	put(t, cli, "chat/eu/b", `{"Addr":"127.0.0.1:2"}`)
 	put(t, cli, "config/x", `{"a":1}`)
-	put(t, cli, "/registry/pods/x", `{"Addr":"127.0.0.1:3"}`)
+	put(t, cli, "/registry/pods/x", `{"kind":"Pod"}`)
+	put(t, cli, "/naming/game/b", `{"Addr":"127.0.0.1:3"}`)
+	put(t, cli, "/homing/operator/game/gone", `{"Addr":"127.0.0.1:4"}`)
 	for i := range 1100 { // more than a page
 		put(t, cli, fmt.Sprintf("m/%d", i), "x")
 	}
 	rows := e.rows("ls")
-	require.Len(t, rows, 3)
+	require.Len(t, rows, 4)
 	require.Equal(t, "chat/eu", rows["127.0.0.1:2"].Service)
+	require.Equal(t, "/naming/game", rows["127.0.0.1:3"].Service)
 	require.Equal(t, service, rows["a"].Service)
 	require.Equal(t, "bad record", rows["bad"].State)
 }

@@ -33,6 +33,8 @@ func TestAWrongCallIsOneLineThatNamesTheValue(t *testing.T) {
 		{[]string{"drain", "a"}, `service of "a" must be named`},
 		{[]string{"drain", "game/"}, `got "game/"`},
 		{[]string{"drain", "/a"}, "must be named"},
+		{[]string{"ls", "/"}, `got "/"`},
+		{[]string{"ls", "/homing/operator/game"}, "must not be where operators' words are"},
 		{[]string{"drain", "game/a", "--wait", "-1s"}, "got -1s"},
 		{[]string{"weight", "game/a"}, "got 1 arguments"},
 		{[]string{"weight", "game/a", "0"}, `got "0"`},

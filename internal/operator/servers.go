@@ -81,7 +81,7 @@ func (c *conn) fleetOfAll(ctx context.Context, notes io.Writer) (*fleet, error) 
 		}
 		for _, kv := range resp.Kvs {
 			service, id, ok := records.Split(string(kv.Key))
-			if !ok || service[0] == '/' || service[len(service)-1] == '/' {
+			if !ok || checkService(service, false) != nil {
 				continue // no service has such a name
 			}
 			if looksLikeRecord(kv.Value) {
