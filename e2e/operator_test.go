@@ -469,3 +469,16 @@ func TestHelpHasExamples(t *testing.T) {
 		require.Contains(t, stdout, "Examples:", command)
 	}
 }
+
+// The record of the old binary has not ended yet: clients pass it over, whatever id is the
+// smaller one.
+func TestWhereKnowsOfAServerUpgradedInPlace(t *testing.T) {
+	e := startEtcd(t)
+	cli := e.newClient()
+	put(t, cli, service+"/127.0.0.1:1", `{"Addr":"127.0.0.1:1"}`)
+	at(t, cli, "127.0.0.1:1", endpointsmeta.Meta{ID: "game-1"})
+	var rows []row
+	require.NoError(t, json.Unmarshal([]byte(e.does("where", "-s", service, "player-7", "-o", "json")), &rows))
+	require.Len(t, rows, 1)
+	require.Equal(t, "game-1", rows[0].ID)
+}
