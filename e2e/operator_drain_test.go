@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -385,4 +387,93 @@ func writeFile(t *testing.T, name string, content []byte) string {
 	path := filepath.Join(t.TempDir(), name)
 	require.NoError(t, os.WriteFile(path, content, 0o600))
 	return path
+}
+
+// A server that homing registers is replaced, under its id, by one of other code: the word
+// can still be lifted, and does not wait for the next that heeds it.
+func TestAWordIsLiftedWhoeverRegistersTheServerNow(t *testing.T) {
+	for name, record := range map[string]string{
+		"other code":     `{"Addr":"127.0.0.1:1","Metadata":{"id":"a"}}`,
+		"a bare address": `127.0.0.1:1`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := startEtcd(t)
+			cli := e.newClient()
+			reg := at(t, cli, "127.0.0.1:1", endpointsmeta.Meta{ID: "a"})
+			e.does("drain", "game/a")
+			e.does("weight", "game/a", "7")
+			require.NoError(t, reg.Close(bg))
+			put(t, cli, service+"/a", record)
+			e.does("undrain", "game/a")
+			e.does("weight", "game/a", "--reset")
+			left, err := cli.Get(bg, "/homing/", clientv3.WithPrefix())
+			require.NoError(t, err)
+			require.Empty(t, left.Kvs)
+			now, err := cli.Get(bg, service+"/a")
+			require.NoError(t, err)
+			require.Equal(t, record, string(now.Kvs[0].Value))
+		})
+	}
+}
+
+// Somebody else speaks of the same server while its operator waits to be heeded.
+func TestWhoIsOvertakenIsHeededAllTheSame(t *testing.T) {
+	e := startEtcd(t)
+	cli := e.newClient()
+	put(t, cli, service+"/a", `{"Addr":"127.0.0.1:1","Metadata":{"id":"a","incarnation":7}}`)
+	speak := func(intent string, waits ...string) (status int, stdout, stderr string) {
+		done := make(chan struct{})
+		before, err := cli.Get(bg, "/homing/operator/game/a")
+		require.NoError(t, err)
+		go func() {
+			defer close(done)
+			status, stdout, stderr = e.operate(append(waits, "--wait", "5s")...)
+		}()
+		soon(t, func() bool {
+			now, err := cli.Get(bg, "/homing/operator/game/a")
+			return err == nil && (now.Count != before.Count || now.Count > 0 && now.Kvs[0].ModRevision > before.Kvs[0].ModRevision)
+		}, "it is said")
+		said, err := cli.Put(bg, "/homing/operator/game/a", intent)
+		require.NoError(t, err)
+		put(t, cli, service+"/a", fmt.Sprintf(`{"Addr":"127.0.0.1:1","Metadata":{"id":"a","incarnation":7,"intent":%d}}`, said.Header.Revision))
+		<-done
+		return status, stdout, stderr
+	}
+	status, stdout, stderr := speak(`{"draining":true,"weight":3}`, "drain", "game/a")
+	require.Zero(t, status, stderr)
+	require.Equal(t, "a drains\n", stdout)
+	status, stdout, stderr = speak(`{"draining":true}`, "undrain", "game/a")
+	require.Equal(t, 1, status, stdout)
+	require.Contains(t, stderr, "somebody else")
+}
+
+func TestWhatIsSaidIsAnsweredInJSON(t *testing.T) {
+	e := startEtcd(t)
+	cli := e.newClient()
+	one := func(args ...string) (r row) {
+		require.NoError(t, json.Unmarshal([]byte(e.does(append(args, "-o", "json")...)), &r))
+		return r
+	}
+	gone := one("undrain", "game/a")
+	require.Equal(t, row{Service: service, ID: "a", State: "not registered", Key: "game/a"}, gone)
+	at(t, cli, "127.0.0.1:1", endpointsmeta.Meta{ID: "a"})
+	require.True(t, one("drain", "game/a").Operator.Heeded)
+	put(t, cli, service+"/hung", `{"Addr":"127.0.0.1:2","Metadata":{"id":"hung","incarnation":7}}`)
+	told := one("weight", "game/hung", "3", "--wait", "0s")
+	require.NotNil(t, told.Operator, "what it was just told")
+	require.EqualValues(t, 3, told.Operator.Weight)
+	require.False(t, told.Operator.Heeded)
+}
+
+// It would be one more write, which all clients read, for each server that starts.
+func TestAServerThatStartsWritesOnceWhatItsOperatorSays(t *testing.T) {
+	e := startEtcd(t)
+	cli := e.newClient()
+	put(t, cli, "/homing/operator/game/a", `{"draining":true}`)
+	reg := at(t, cli, "127.0.0.1:1", endpointsmeta.Meta{ID: "a"})
+	time.Sleep(300 * time.Millisecond)
+	now, err := cli.Get(bg, service+"/a")
+	require.NoError(t, err)
+	require.EqualValues(t, 1, now.Kvs[0].Version)
+	require.Equal(t, registry.Draining, reg.State())
 }

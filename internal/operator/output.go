@@ -41,9 +41,11 @@ func (s *server) row() row {
 	m := s.record.Meta
 	r := row{Service: s.service, ID: s.id, Address: s.record.Addr, Zone: m.Zone, State: s.state(), Draining: m.Draining,
 		Incarnation: m.Incarnation, Started: s.record.Started(), Labels: m.Labels, Key: s.key}
-	if s.bad != nil {
+	switch {
+	case s.gone:
+	case s.bad != nil:
 		r.Error = s.bad.Error()
-	} else {
+	default:
 		r.Weight = s.weight()
 	}
 	if age, ok := s.age(); ok {

@@ -28,9 +28,9 @@ type server struct {
 	bad              error // the record makes no sense: record is empty, and id from the key
 	revision         int64
 	lease            clientv3.LeaseID
-	value            []byte
 	intent           *intent // nil if there is none
 	listed           bool    // it comes without what it heeds: that counts as heeded
+	gone             bool    // there is no record: all but its name is empty
 }
 
 // intent is an operator's word as etcd has it.
@@ -117,7 +117,7 @@ func looksLikeRecord(value []byte) bool {
 }
 
 func (f *fleet) add(service, id string, kv *mvccpb.KeyValue) {
-	s := server{service: service, id: id, key: string(kv.Key), value: kv.Value, revision: kv.ModRevision, lease: clientv3.LeaseID(kv.Lease)}
+	s := server{service: service, id: id, key: string(kv.Key), revision: kv.ModRevision, lease: clientv3.LeaseID(kv.Lease)}
 	if s.record, s.bad = records.Decode(kv.Value); s.bad == nil {
 		s.id = cmp.Or(s.record.Meta.ID, s.record.Addr)
 	}
@@ -169,6 +169,8 @@ func (s *server) heeds() bool {
 func (s *server) state() string {
 	wants := s.intent != nil && s.intent.Draining
 	switch {
+	case s.gone:
+		return "not registered"
 	case s.bad != nil:
 		return "bad record"
 	case s.record.Meta.Draining && wants && s.heeds():
