@@ -15,6 +15,9 @@ import (
 // errMayNot says that the server's user may not read what its operator says.
 var errMayNot = errors.New("the etcd user may not read it")
 
+// maxLookPause bounds how long a deaf watch goes unnoticed, whatever the TTL.
+const maxLookPause = 30 * time.Second
+
 // mayNotPause is how long it takes until somebody who may not read asks again.
 const mayNotPause = time.Minute
 
@@ -57,7 +60,7 @@ func (r *Registration) followIntent(ctx context.Context, seen *pb.ResponseHeader
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	changes := r.watches.watch(ctx, r.cli, r.intentKey(), clientv3.WithRev(seen.Revision+1))
-	look := time.NewTicker(max(5*r.ttl/3, time.Second))
+	look := time.NewTicker(min(max(5*r.ttl/3, time.Second), maxLookPause))
 	defer look.Stop()
 	for {
 		told := false
@@ -110,7 +113,8 @@ func (r *Registration) lookForIntent(ctx context.Context) (*pb.ResponseHeader, e
 			logger.Warningf("the operator's word %q counts as none: %v", r.intentKey(), err)
 		}
 	}
-	if revision != r.intentSeen {
+	// A wiped etcd counts from 1 again, so another word may have the same revision.
+	if revision != r.intentSeen || intent.Draining != r.intent.Draining || intent.Weight != r.intent.Weight {
 		r.intentSeen = revision
 		r.heed(intent, revision)
 	}
