@@ -9,6 +9,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 )
 
 // row is a server in JSON. Its names are for scripts, and stay.
@@ -104,6 +105,9 @@ func printTable(w io.Writer, header []string, rows [][]string) error {
 
 // printable keeps what is in etcd from steering the terminal.
 func printable(s string) string {
+	if !utf8.ValidString(s) { // a lone byte may steer it, too
+		return strconv.Quote(s)
+	}
 	for _, r := range s {
 		if !strconv.IsPrint(r) {
 			return strconv.Quote(s)

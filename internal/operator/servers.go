@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -74,7 +75,7 @@ func (c *conn) fleetOfAll(ctx context.Context, notes io.Writer) (*fleet, error) 
 	for from := "\x00"; ; {
 		resp, err := c.get(ctx, from, opts...)
 		if errors.Is(err, rpctypes.ErrPermissionDenied) {
-			return nil, fmt.Errorf("name a service: the etcd user %q may not look for all: %w", c.Username, rpctypes.ErrPermissionDenied)
+			return nil, fmt.Errorf("name a service: the etcd user %q may not look for all: %w", shown(c.Username), rpctypes.ErrPermissionDenied)
 		}
 		if err != nil {
 			return nil, err
@@ -121,6 +122,9 @@ func (f *fleet) add(service, id string, kv *mvccpb.KeyValue) {
 	if s.record, s.bad = records.Decode(kv.Value); s.bad == nil {
 		s.id = cmp.Or(s.record.Meta.ID, s.record.Addr)
 	}
+	if s.bad == nil && !utf8.ValidString(s.key) { // clients skip it
+		s.record, s.bad = records.Record{}, errors.New("registry: key must be UTF-8")
+	}
 	f.servers = append(f.servers, s)
 }
 
@@ -135,7 +139,7 @@ func (c *conn) intents(ctx context.Context, f *fleet, service string, notes io.W
 	}
 	resp, err := c.get(ctx, prefix, clientv3.WithPrefix())
 	if errors.Is(err, rpctypes.ErrPermissionDenied) {
-		fmt.Fprintf(notes, "homing: the etcd user %q may not read %s: what operators say is not shown\n", c.Username, prefix)
+		fmt.Fprintf(notes, "homing: the etcd user %q may not read %s: what operators say is not shown\n", shown(c.Username), prefix)
 		return nil
 	}
 	if err != nil {
