@@ -8,6 +8,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/homing-grpc/homing/internal/records"
 )
@@ -95,7 +97,7 @@ func (r *Registration) lookForIntent(ctx context.Context) (*pb.ResponseHeader, e
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	resp, err := r.cli.Get(ctx, r.intentKey())
-	if errors.Is(err, rpctypes.ErrPermissionDenied) {
+	if errors.Is(err, rpctypes.ErrPermissionDenied) || status.Code(err) == codes.PermissionDenied { // of a proxy before etcd
 		if !r.warned {
 			r.warned = true
 			logger.Warningf("the server's etcd user may not read %q: what its operator says is not heeded", r.intentKey())

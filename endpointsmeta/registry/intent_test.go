@@ -7,7 +7,10 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/homing-grpc/homing/endpointsmeta"
 	"github.com/homing-grpc/homing/internal/records"
@@ -18,9 +21,13 @@ type oneKV struct {
 	clientv3.KV
 	word     string
 	revision int64
+	err      error
 }
 
 func (kv *oneKV) Get(context.Context, string, ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	if kv.err != nil {
+		return nil, kv.err
+	}
 	resp := &clientv3.GetResponse{Header: &etcdserverpb.ResponseHeader{Revision: kv.revision}}
 	if kv.word != "" {
 		resp.Kvs = []*mvccpb.KeyValue{{Value: []byte(kv.word), ModRevision: kv.revision}}
@@ -57,5 +64,16 @@ func TestAnotherWordOfTheSameRevisionIsHeeded(t *testing.T) {
 		case <-r.change:
 		default:
 		}
+	}
+}
+
+// Etcd says so, or whoever stands before it. A server that could register before there were
+// operators' words can do so now.
+func TestWhoMayNotReadTheOperatorsWordIsTold(t *testing.T) {
+	for _, err := range []error{rpctypes.ErrPermissionDenied, status.Error(codes.PermissionDenied, "RBAC: access denied")} {
+		r := &Registration{cli: clientv3.NewCtxClient(t.Context()), service: "game", id: "a"}
+		r.cli.KV = &oneKV{err: err}
+		_, got := r.lookForIntent(t.Context())
+		require.ErrorIs(t, got, errMayNot)
 	}
 }
