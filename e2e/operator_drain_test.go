@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -476,4 +477,47 @@ func TestAServerThatStartsWritesOnceWhatItsOperatorSays(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, 1, now.Kvs[0].Version)
 	require.Equal(t, registry.Draining, reg.State())
+}
+
+// Operators speak while servers update, lose their records, come and go: nothing comes back
+// after Close, and nothing is left running.
+func TestNothingOutlivesCloseWhileOperatorsSpeak(t *testing.T) {
+	e := startEtcd(t)
+	cli := e.newClient()
+	speaker := e.newClient()
+	round := func(n int) {
+		reg, err := registry.Register(bg, cli, service, "127.0.0.1:1", endpointsmeta.Meta{ID: "a"}, registry.WithTTL(shortTTL))
+		require.NoError(t, err)
+		var speaking sync.WaitGroup
+		ctx, cancel := context.WithCancel(bg)
+		speaking.Go(func() {
+			for i := 1; ctx.Err() == nil; i++ {
+				_, _ = speaker.Put(ctx, "/homing/operator/game/a", fmt.Sprintf(`{"weight":%d}`, i))
+			}
+		})
+		speaking.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				_ = reg.Update(ctx, func(m *endpointsmeta.Meta) { m.Zone = fmt.Sprint(i) })
+				_ = reg.Meta()
+			}
+		})
+		speaking.Go(func() {
+			for sleep := time.Duration(n) * 3 * time.Millisecond; ctx.Err() == nil; time.Sleep(sleep + time.Millisecond) {
+				_, _ = speaker.Delete(ctx, service+"/a")
+			}
+		})
+		time.Sleep(time.Duration(20+10*n) * time.Millisecond)
+		require.NoError(t, reg.Close(bg))
+		cancel()
+		speaking.Wait()
+		now, err := speaker.Get(bg, service+"/a")
+		require.NoError(t, err)
+		require.Empty(t, now.Kvs)
+	}
+	round(0)
+	before := runtime.NumGoroutine()
+	for n := range 10 {
+		round(n)
+	}
+	soon(t, func() bool { return runtime.NumGoroutine() <= before+2 }, "nothing is left running")
 }
