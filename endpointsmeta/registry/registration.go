@@ -148,10 +148,6 @@ func Register(ctx context.Context, cli *clientv3.Client, service, addr string, m
 		r.revoke(context.WithoutCancel(ctx))
 		return nil, err
 	}
-	select {
-	case <-r.change: // what the operator says was in the first put
-	default:
-	}
 	r.told = newNotifier(r.notify)
 	owner, cancel := context.WithCancel(context.Background())
 	r.cancel = cancel
