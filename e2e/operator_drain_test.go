@@ -2,8 +2,11 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -346,6 +349,20 @@ func TestAnOperatorNeedsToWriteItsOwnKeysOnly(t *testing.T) {
 	require.Contains(t, stderr, "name a service")
 }
 
+// Hand-written registrations often begin their keys so, and keep them with homing.
+func TestAServiceMayBeginWithASlash(t *testing.T) {
+	e := startEtcd(t)
+	reg, err := registry.Register(bg, e.newClient(), "/naming/game", "127.0.0.1:1", endpointsmeta.Meta{ID: "a"})
+	require.NoError(t, err)
+	defer reg.Close(bg)
+	e.does("drain", "/naming/game/a")
+	require.Equal(t, registry.Draining, reg.State())
+	require.Equal(t, "draining (operator)", e.rows("ls", "/naming/game")["a"].State)
+	require.Equal(t, "draining (operator)", e.rows("ls")["a"].State)
+	e.does("undrain", "-s", "/naming/game", "a")
+	require.Equal(t, "services: 1, servers: 1, findings: 0\n", e.does("check"))
+}
+
 // The command's own tests show that it changes nobody else's keys.
 func TestTheOperatorsKeysAreNoServersOfAnyService(t *testing.T) {
 	e := startEtcd(t)
@@ -371,4 +388,136 @@ func writeFile(t *testing.T, name string, content []byte) string {
 	path := filepath.Join(t.TempDir(), name)
 	require.NoError(t, os.WriteFile(path, content, 0o600))
 	return path
+}
+
+// A server that homing registers is replaced, under its id, by one of other code: the word
+// can still be lifted, and does not wait for the next that heeds it.
+func TestAWordIsLiftedWhoeverRegistersTheServerNow(t *testing.T) {
+	for name, record := range map[string]string{
+		"other code":     `{"Addr":"127.0.0.1:1","Metadata":{"id":"a"}}`,
+		"a bare address": `127.0.0.1:1`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := startEtcd(t)
+			cli := e.newClient()
+			reg := at(t, cli, "127.0.0.1:1", endpointsmeta.Meta{ID: "a"})
+			e.does("drain", "game/a")
+			e.does("weight", "game/a", "7")
+			require.NoError(t, reg.Close(bg))
+			put(t, cli, service+"/a", record)
+			e.does("undrain", "game/a")
+			e.does("weight", "game/a", "--reset")
+			left, err := cli.Get(bg, "/homing/", clientv3.WithPrefix())
+			require.NoError(t, err)
+			require.Empty(t, left.Kvs)
+			now, err := cli.Get(bg, service+"/a")
+			require.NoError(t, err)
+			require.Equal(t, record, string(now.Kvs[0].Value))
+		})
+	}
+}
+
+// Somebody else speaks of the same server while its operator waits to be heeded.
+func TestWhoIsOvertakenIsHeededAllTheSame(t *testing.T) {
+	e := startEtcd(t)
+	cli := e.newClient()
+	put(t, cli, service+"/a", `{"Addr":"127.0.0.1:1","Metadata":{"id":"a","incarnation":7}}`)
+	speak := func(intent string, waits ...string) (status int, stdout, stderr string) {
+		done := make(chan struct{})
+		before, err := cli.Get(bg, "/homing/operator/game/a")
+		require.NoError(t, err)
+		go func() {
+			defer close(done)
+			status, stdout, stderr = e.operate(append(waits, "--wait", "5s")...)
+		}()
+		soon(t, func() bool {
+			now, err := cli.Get(bg, "/homing/operator/game/a")
+			return err == nil && (now.Count != before.Count || now.Count > 0 && now.Kvs[0].ModRevision > before.Kvs[0].ModRevision)
+		}, "it is said")
+		said, err := cli.Put(bg, "/homing/operator/game/a", intent)
+		require.NoError(t, err)
+		put(t, cli, service+"/a", fmt.Sprintf(`{"Addr":"127.0.0.1:1","Metadata":{"id":"a","incarnation":7,"intent":%d}}`, said.Header.Revision))
+		<-done
+		return status, stdout, stderr
+	}
+	status, stdout, stderr := speak(`{"draining":true,"weight":3}`, "drain", "game/a")
+	require.Zero(t, status, stderr)
+	require.Equal(t, "a drains\n", stdout)
+	status, stdout, stderr = speak(`{"draining":true}`, "undrain", "game/a")
+	require.Equal(t, 1, status, stdout)
+	require.Contains(t, stderr, "somebody else")
+}
+
+func TestWhatIsSaidIsAnsweredInJSON(t *testing.T) {
+	e := startEtcd(t)
+	cli := e.newClient()
+	one := func(args ...string) (r row) {
+		require.NoError(t, json.Unmarshal([]byte(e.does(append(args, "-o", "json")...)), &r))
+		return r
+	}
+	gone := one("undrain", "game/a")
+	require.Equal(t, row{Service: service, ID: "a", State: "not registered", Key: "game/a"}, gone)
+	at(t, cli, "127.0.0.1:1", endpointsmeta.Meta{ID: "a"})
+	require.True(t, one("drain", "game/a").Operator.Heeded)
+	put(t, cli, service+"/hung", `{"Addr":"127.0.0.1:2","Metadata":{"id":"hung","incarnation":7}}`)
+	told := one("weight", "game/hung", "3", "--wait", "0s")
+	require.NotNil(t, told.Operator, "what it was just told")
+	require.EqualValues(t, 3, told.Operator.Weight)
+	require.False(t, told.Operator.Heeded)
+}
+
+// It would be one more write, which all clients read, for each server that starts.
+func TestAServerThatStartsWritesOnceWhatItsOperatorSays(t *testing.T) {
+	e := startEtcd(t)
+	cli := e.newClient()
+	put(t, cli, "/homing/operator/game/a", `{"draining":true}`)
+	reg := at(t, cli, "127.0.0.1:1", endpointsmeta.Meta{ID: "a"})
+	time.Sleep(300 * time.Millisecond)
+	now, err := cli.Get(bg, service+"/a")
+	require.NoError(t, err)
+	require.EqualValues(t, 1, now.Kvs[0].Version)
+	require.Equal(t, registry.Draining, reg.State())
+}
+
+// Operators speak while servers update, lose their records, come and go: nothing comes back
+// after Close, and nothing is left running.
+func TestNothingOutlivesCloseWhileOperatorsSpeak(t *testing.T) {
+	e := startEtcd(t)
+	cli := e.newClient()
+	speaker := e.newClient()
+	round := func(n int) {
+		reg, err := registry.Register(bg, cli, service, "127.0.0.1:1", endpointsmeta.Meta{ID: "a"}, registry.WithTTL(shortTTL))
+		require.NoError(t, err)
+		var speaking sync.WaitGroup
+		ctx, cancel := context.WithCancel(bg)
+		speaking.Go(func() {
+			for i := 1; ctx.Err() == nil; i++ {
+				_, _ = speaker.Put(ctx, "/homing/operator/game/a", fmt.Sprintf(`{"weight":%d}`, i))
+			}
+		})
+		speaking.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				_ = reg.Update(ctx, func(m *endpointsmeta.Meta) { m.Zone = fmt.Sprint(i) })
+				_ = reg.Meta()
+			}
+		})
+		speaking.Go(func() {
+			for sleep := time.Duration(n) * 3 * time.Millisecond; ctx.Err() == nil; time.Sleep(sleep + time.Millisecond) {
+				_, _ = speaker.Delete(ctx, service+"/a")
+			}
+		})
+		time.Sleep(time.Duration(20+10*n) * time.Millisecond)
+		require.NoError(t, reg.Close(bg))
+		cancel()
+		speaking.Wait()
+		now, err := speaker.Get(bg, service+"/a")
+		require.NoError(t, err)
+		require.Empty(t, now.Kvs)
+	}
+	round(0)
+	before := runtime.NumGoroutine()
+	for n := range 10 {
+		round(n)
+	}
+	soon(t, func() bool { return runtime.NumGoroutine() <= before+2 }, "nothing is left running")
 }

@@ -124,13 +124,16 @@ func TestLsFindsTheServicesAmongOtherKeys(t *testing.T) {
 	put(t, cli, service+"/bad", "garbage")
 	put(t, cli, "chat/eu/b", `{"Addr":"127.0.0.1:2"}`)
 	put(t, cli, "config/x", `{"a":1}`)
-	put(t, cli, "/registry/pods/x", `{"Addr":"127.0.0.1:3"}`)
+	put(t, cli, "/registry/pods/x", `{"kind":"Pod"}`)
+	put(t, cli, "/naming/game/b", `{"Addr":"127.0.0.1:3"}`)
+	put(t, cli, "/homing/operator/game/gone", `{"Addr":"127.0.0.1:4"}`)
 	for i := range 1100 { // more than a page
 		put(t, cli, fmt.Sprintf("m/%d", i), "x")
 	}
 	rows := e.rows("ls")
-	require.Len(t, rows, 3)
+	require.Len(t, rows, 4)
 	require.Equal(t, "chat/eu", rows["127.0.0.1:2"].Service)
+	require.Equal(t, "/naming/game", rows["127.0.0.1:3"].Service)
 	require.Equal(t, service, rows["a"].Service)
 	require.Equal(t, "bad record", rows["bad"].State)
 }
@@ -465,4 +468,17 @@ func TestHelpHasExamples(t *testing.T) {
 		require.Zero(t, status)
 		require.Contains(t, stdout, "Examples:", command)
 	}
+}
+
+// The record of the old binary has not ended yet: clients pass it over, whatever id is the
+// smaller one.
+func TestWhereKnowsOfAServerUpgradedInPlace(t *testing.T) {
+	e := startEtcd(t)
+	cli := e.newClient()
+	put(t, cli, service+"/127.0.0.1:1", `{"Addr":"127.0.0.1:1"}`)
+	at(t, cli, "127.0.0.1:1", endpointsmeta.Meta{ID: "game-1"})
+	var rows []row
+	require.NoError(t, json.Unmarshal([]byte(e.does("where", "-s", service, "player-7", "-o", "json")), &rows))
+	require.Len(t, rows, 1)
+	require.Equal(t, "game-1", rows[0].ID)
 }

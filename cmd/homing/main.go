@@ -19,6 +19,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second one ends it whatever it waits for
 	status := operator.Run(ctx, os.Args, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(status)

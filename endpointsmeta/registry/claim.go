@@ -88,6 +88,13 @@ func (r *Registration) newest() (records.Metadata, int) {
 	}, r.version
 }
 
+// upToDate reports whether the newest version is in etcd.
+func (r *Registration) upToDate() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.written >= r.version
+}
+
 // holder returns the record in our place, nil if there is none, and etcd's revision.
 func (r *Registration) holder(ctx context.Context) (*mvccpb.KeyValue, int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)

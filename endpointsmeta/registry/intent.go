@@ -8,12 +8,17 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/homing-grpc/homing/internal/records"
 )
 
 // errMayNot says that the server's user may not read what its operator says.
 var errMayNot = errors.New("the etcd user may not read it")
+
+// maxLookPause bounds how long a deaf watch goes unnoticed, whatever the TTL.
+const maxLookPause = 30 * time.Second
 
 // mayNotPause is how long it takes until somebody who may not read asks again.
 const mayNotPause = time.Minute
@@ -57,7 +62,7 @@ func (r *Registration) followIntent(ctx context.Context, seen *pb.ResponseHeader
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	changes := r.watches.watch(ctx, r.cli, r.intentKey(), clientv3.WithRev(seen.Revision+1))
-	look := time.NewTicker(max(5*r.ttl/3, time.Second))
+	look := time.NewTicker(min(max(5*r.ttl/3, time.Second), maxLookPause))
 	defer look.Stop()
 	for {
 		told := false
@@ -92,7 +97,7 @@ func (r *Registration) lookForIntent(ctx context.Context) (*pb.ResponseHeader, e
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	resp, err := r.cli.Get(ctx, r.intentKey())
-	if errors.Is(err, rpctypes.ErrPermissionDenied) {
+	if errors.Is(err, rpctypes.ErrPermissionDenied) || status.Code(err) == codes.PermissionDenied { // of a proxy before etcd
 		if !r.warned {
 			r.warned = true
 			logger.Warningf("the server's etcd user may not read %q: what its operator says is not heeded", r.intentKey())
@@ -110,7 +115,8 @@ func (r *Registration) lookForIntent(ctx context.Context) (*pb.ResponseHeader, e
 			logger.Warningf("the operator's word %q counts as none: %v", r.intentKey(), err)
 		}
 	}
-	if revision != r.intentSeen {
+	// A wiped etcd counts from 1 again, so another word may have the same revision.
+	if revision != r.intentSeen || intent.Draining != r.intent.Draining || intent.Weight != r.intent.Weight {
 		r.intentSeen = revision
 		r.heed(intent, revision)
 	}

@@ -99,6 +99,9 @@ func (r *Registration) hold(ctx context.Context) error {
 				changes, again = nil, time.After(pause.next())
 			}
 		case <-r.change:
+			if r.upToDate() { // it was in the put that has brought the record (back)
+				continue
+			}
 			guard := clientv3.Compare(clientv3.LeaseValue(r.key), "=", held)
 			err := r.write(ctx, guard, held)
 			unsure = err != nil // it may have been written

@@ -192,8 +192,13 @@ func (c *conn) leases(ctx context.Context, f *fleet) ([]finding, error) {
 	var errs []error
 	var asking sync.WaitGroup
 	slots := make(chan struct{}, leasesAtOnce)
+	outer := ctx
+	ctx, giveUp := context.WithCancel(outer) // an etcd that has gone away is not asked for each
+	defer giveUp()
 	for lease, servers := range byLease {
-		slots <- struct{}{}
+		if slots <- struct{}{}; ctx.Err() != nil {
+			break
+		}
 		asking.Go(func() {
 			defer func() { <-slots }()
 			ctx, cancel := context.WithTimeout(ctx, c.timeout)
@@ -203,6 +208,7 @@ func (c *conn) leases(ctx context.Context, f *fleet) ([]finding, error) {
 			defer mu.Unlock()
 			if err != nil {
 				errs = append(errs, c.explain(err, "asking for a lease"))
+				giveUp()
 				return
 			}
 			// Etcd rounds down what is left. A server renews three times in the TTL.
@@ -218,5 +224,5 @@ func (c *conn) leases(ctx context.Context, f *fleet) ([]finding, error) {
 	if len(errs) > 0 {
 		return nil, errs[0]
 	}
-	return found, nil
+	return found, outer.Err()
 }

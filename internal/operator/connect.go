@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -74,7 +75,7 @@ func connect(ctx context.Context, c *cli.Command) (*conn, error) {
 			if errors.Is(err, context.DeadlineExceeded) {
 				err = fmt.Errorf("no answer in %v", cfg.DialTimeout)
 			}
-			return nil, fmt.Errorf("etcd does not let user %q in: %w", cfg.Username, err)
+			return nil, fmt.Errorf("etcd does not let user %q in: %w", shown(cfg.Username), err)
 		}
 	}
 	return &conn{cli, c.Duration("command-timeout")}, nil
@@ -118,6 +119,15 @@ func user(user, password string) (string, string, error) {
 	return name, inner, nil
 }
 
+// shown is a user's name without what is after a colon: with ETCDCTL_PASSWORD beside
+// --user name:password, that is a password.
+func shown(user string) string {
+	if name, _, ok := strings.Cut(user, ":"); ok {
+		return name + ":..."
+	}
+	return user
+}
+
 func tlsConfig(cacert, cert, key string, skipVerify bool) (*tls.Config, error) {
 	if cacert == "" && cert == "" && key == "" && !skipVerify {
 		return nil, nil // endpoints that begin with https:// have TLS all the same
@@ -148,7 +158,8 @@ func tlsConfig(cacert, cert, key string, skipVerify bool) (*tls.Config, error) {
 // reach waits until a member of etcd answers, and says why none does. The client itself
 // would wait in silence.
 func reach(ctx context.Context, cli *clientv3.Client, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	outer := ctx
+	ctx, cancel := context.WithTimeout(outer, timeout)
 	defer cancel()
 	maintenance := pb.NewMaintenanceClient(cli.ActiveConnection())
 	why := fmt.Errorf("no answer in %v", timeout)
@@ -163,7 +174,7 @@ func reach(ctx context.Context, cli *clientv3.Client, timeout time.Duration) err
 		}
 		select {
 		case <-ctx.Done():
-			return why
+			return cmp.Or(outer.Err(), why) // it was interrupted
 		case <-time.After(100 * time.Millisecond):
 			cli.ActiveConnection().ResetConnectBackoff()
 		}
@@ -183,7 +194,7 @@ func reason(err error) error {
 func (c *conn) explain(err error, what string) error {
 	switch {
 	case errors.Is(err, rpctypes.ErrPermissionDenied):
-		return fmt.Errorf("%s: the etcd user %q may not: %w", what, c.Username, err)
+		return fmt.Errorf("%s: the etcd user %q may not: %w", what, shown(c.Username), err)
 	case errors.Is(err, rpctypes.ErrUserEmpty):
 		return fmt.Errorf("%s: etcd wants a user, by --user or ETCDCTL_USER: %w", what, err)
 	case errors.Is(err, context.DeadlineExceeded):

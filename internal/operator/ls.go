@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v3"
+
+	"github.com/homing-grpc/homing/internal/records"
 )
 
 var tableHeader = []string{"SERVICE", "ID", "ADDRESS", "WEIGHT", "ZONE", "STATE", "AGE"}
@@ -93,8 +95,11 @@ func checkService(service string, optional bool) error {
 	if service == "" && !optional {
 		return errors.New("service must be named, by -s or HOMING_SERVICE")
 	}
-	if strings.Trim(service, "/") != service {
-		return fmt.Errorf("service must be a name that does not begin or end with a slash, got %q", service)
+	if strings.HasSuffix(service, "/") {
+		return fmt.Errorf("service must be a name that does not end with a slash, got %q", service)
+	}
+	if strings.HasPrefix(service+"/", records.IntentPrefix) {
+		return fmt.Errorf("service must not be where operators' words are, got %q", service)
 	}
 	return nil
 }

@@ -1,13 +1,17 @@
 package operator
 
 import (
+	"context"
 	"encoding/json"
 	"io"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/naming/endpoints"
 
 	"github.com/homing-grpc/homing/internal/records"
@@ -33,6 +37,8 @@ func TestAWrongCallIsOneLineThatNamesTheValue(t *testing.T) {
 		{[]string{"drain", "a"}, `service of "a" must be named`},
 		{[]string{"drain", "game/"}, `got "game/"`},
 		{[]string{"drain", "/a"}, "must be named"},
+		{[]string{"ls", "/"}, `got "/"`},
+		{[]string{"ls", "/homing/operator/game"}, "must not be where operators' words are"},
 		{[]string{"drain", "game/a", "--wait", "-1s"}, "got -1s"},
 		{[]string{"weight", "game/a"}, "got 1 arguments"},
 		{[]string{"weight", "game/a", "0"}, `got "0"`},
@@ -125,6 +131,7 @@ func TestAnAgeIsInItsGreatestUnit(t *testing.T) {
 func TestWhatIsInEtcdDoesNotSteerTheTerminal(t *testing.T) {
 	require.Equal(t, `"\x1b[2J"`, printable("\x1b[2J"))
 	require.Equal(t, `"a\nb"`, printable("a\nb"))
+	require.Equal(t, `"\x9b2J"`, printable("\x9b2J"))
 	require.Equal(t, "größe-1", printable("größe-1"))
 }
 
@@ -149,4 +156,47 @@ func TestAFreshIntentIsNoFinding(t *testing.T) {
 		}
 		require.Equal(t, want, got, ago)
 	}
+}
+
+// deadLease is of an etcd that has gone away.
+type deadLease struct {
+	clientv3.Lease
+	asked atomic.Int64
+}
+
+func (l *deadLease) TimeToLive(ctx context.Context, _ clientv3.LeaseID, _ ...clientv3.LeaseOption) (*clientv3.LeaseTimeToLiveResponse, error) {
+	l.asked.Add(1)
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func TestAnEtcdThatDiesIsNotAskedForEachLease(t *testing.T) {
+	leases := &deadLease{}
+	c := &conn{clientv3.NewCtxClient(t.Context()), 20 * time.Millisecond}
+	c.Lease = leases
+	f := &fleet{}
+	for i := range 1000 {
+		f.servers = append(f.servers, server{lease: clientv3.LeaseID(i + 1)})
+	}
+	_, err := c.leases(t.Context(), f)
+	require.ErrorContains(t, err, "no answer from etcd")
+	require.Less(t, leases.asked.Load(), int64(3*leasesAtOnce))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = c.leases(ctx, f)
+	require.Error(t, err)
+}
+
+// With ETCDCTL_PASSWORD in the environment, the name is all of --user.
+func TestAPasswordIsInNoMessage(t *testing.T) {
+	c := &conn{clientv3.NewCtxClient(t.Context()), time.Second}
+	c.Username = "root:secret"
+	require.NotContains(t, c.explain(rpctypes.ErrPermissionDenied, "reading").Error(), "secret")
+	require.Equal(t, "root", shown("root"))
+}
+
+func TestARecordThatClientsSkipForItsKeyIsBad(t *testing.T) {
+	f := &fleet{}
+	f.add("game", "\xff", &mvccpb.KeyValue{Key: []byte("game/\xff"), Value: []byte(`{"Addr":"h:1"}`), Lease: 1})
+	require.Equal(t, "bad-record", f.findings(time.Now())[0].Problem)
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 )
 
 // row is a server in JSON. Its names are for scripts, and stay.
@@ -41,9 +42,11 @@ func (s *server) row() row {
 	m := s.record.Meta
 	r := row{Service: s.service, ID: s.id, Address: s.record.Addr, Zone: m.Zone, State: s.state(), Draining: m.Draining,
 		Incarnation: m.Incarnation, Started: s.record.Started(), Labels: m.Labels, Key: s.key}
-	if s.bad != nil {
+	switch {
+	case s.gone:
+	case s.bad != nil:
 		r.Error = s.bad.Error()
-	} else {
+	default:
 		r.Weight = s.weight()
 	}
 	if age, ok := s.age(); ok {
@@ -102,6 +105,9 @@ func printTable(w io.Writer, header []string, rows [][]string) error {
 
 // printable keeps what is in etcd from steering the terminal.
 func printable(s string) string {
+	if !utf8.ValidString(s) { // a lone byte may steer it, too
+		return strconv.Quote(s)
+	}
 	for _, r := range s {
 		if !strconv.IsPrint(r) {
 			return strconv.Quote(s)

@@ -149,7 +149,7 @@ func say(ctx context.Context, c *cli.Command, args int, w word) error {
 		return err
 	}
 	report := func(what string) error {
-		if c.String("output") == "json" && s != nil {
+		if c.String("output") == "json" {
 			return printJSON(c.Root().Writer, s.row())
 		}
 		_, err := fmt.Fprintf(c.Root().Writer, "%s %s\n", printable(id), what)
@@ -158,32 +158,58 @@ func say(ctx context.Context, c *cli.Command, args int, w word) error {
 	switch {
 	case s == nil && !w.lifts:
 		return fmt.Errorf("%q has no server with the id %q: see homing ls %s", service, id, service)
-	case s != nil && !s.record.Owned():
+	case s == nil:
+		s = &server{service: service, id: id, key: service + "/" + id, gone: true}
+	case s.bad != nil && !w.lifts:
+		return unheeded{fmt.Errorf("the record %q makes no sense: %w", s.key, s.bad)}
+	case !s.record.Owned():
+		if w.lifts {
+			if err := etcd.unsay(ctx, s, id, w); err != nil {
+				return err
+			}
+		}
+		if s.bad != nil {
+			return report("has a record that makes no sense; what was said of it is lifted")
+		}
 		if s, err = etcd.rewrite(ctx, s, w); err != nil {
 			return err
 		}
 		return report(w.done(s) + " (its record is of other code, and was changed itself: whoever writes it next may undo that)")
-	case s != nil:
+	default:
 		_, id, _ = records.Split(s.key)
 	}
-	revision, err := etcd.want(ctx, service, id, w)
-	if err != nil {
+	if s.intent, err = etcd.want(ctx, service, id, w); err != nil {
 		return err
 	}
 	wait := c.Duration("wait")
-	if s == nil {
+	if s.gone {
 		return report("is not registered; what was said of it is lifted")
 	}
 	if wait == 0 {
 		return report("has been told; --wait 0 does not wait until it heeds that")
 	}
-	if s, err = etcd.await(ctx, s, revision, wait); err != nil {
+	if s, err = etcd.await(ctx, s, w, wait); err != nil {
 		return err
 	}
 	return report(w.done(s))
 }
 
-// find returns the server with an id, nil if there is none.
+// unsay lifts what was said of a server, while it had a registration that heeds it.
+func (c *conn) unsay(ctx context.Context, s *server, id string, w word) error {
+	_, tail, _ := records.Split(s.key)
+	for _, id := range slices.Compact([]string{id, tail}) {
+		// Who may not read it, and nothing is said, has the right to lift that, too.
+		if i, err := c.intent(ctx, s.service, id); err != nil || i.revision == 0 {
+			continue
+		}
+		if _, err := c.want(ctx, s.service, id, w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// find returns the server with an id, without what is said of it; nil if there is none.
 func (c *conn) find(ctx context.Context, service, id string) (*server, error) {
 	f := &fleet{}
 	resp, err := c.get(ctx, service+"/"+id)
@@ -206,14 +232,8 @@ func (c *conn) find(ctx context.Context, service, id string) (*server, error) {
 		return nil, nil
 	case len(f.servers) > 1:
 		return nil, unheeded{fmt.Errorf("id %q is held by several records, %q and %q: see homing check %s", id, f.servers[0].key, f.servers[1].key, service)}
-	case f.servers[0].bad != nil:
-		return nil, unheeded{fmt.Errorf("the record %q makes no sense: %w", f.servers[0].key, f.servers[0].bad)}
 	}
-	s := &f.servers[0]
-	if i, err := c.intent(ctx, service, id); err == nil && i.revision > 0 {
-		s.intent = i
-	}
-	return s, nil
+	return &f.servers[0], nil
 }
 
 // intent returns what is said of a server; its revision is 0 if that is nothing.
@@ -243,19 +263,21 @@ func raced(try func() error) error {
 	return errRaced
 }
 
-// want writes the intent for a server, and returns its revision, 0 if it is none.
-func (c *conn) want(ctx context.Context, service, id string, w word) (revision int64, err error) {
+// want writes the intent for a server, and returns it, nil if it is none.
+func (c *conn) want(ctx context.Context, service, id string, w word) (now *intent, err error) {
 	key := records.IntentKey(service, id)
-	return revision, raced(func() error {
+	return now, raced(func() error {
 		i, err := c.intent(ctx, service, id)
 		if err != nil {
 			return err
 		}
-		before := i.Intent
+		said := w.stands(i)
 		w.intent(&i.Intent)
-		revision = i.revision
-		if i.bad == nil && i.Intent == before && (i.revision > 0 || i.Empty()) {
-			return nil // said already
+		if now = i; i.revision == 0 && i.Empty() {
+			now = nil
+		}
+		if said && i.bad == nil {
+			return nil
 		}
 		op := clientv3.OpDelete(key)
 		if !i.Empty() {
@@ -266,12 +288,19 @@ func (c *conn) want(ctx context.Context, service, id string, w word) (revision i
 			}
 			op = clientv3.OpPut(key, string(value))
 		}
-		written, err := c.swap(ctx, key, i.revision, op)
-		if revision = written; i.Empty() {
-			revision = 0
+		i.revision, err = c.swap(ctx, key, i.revision, op)
+		if i.bad = nil; i.Empty() {
+			now = nil
 		}
 		return err
 	})
+}
+
+// stands reports whether it is said already.
+func (w word) stands(i *intent) bool {
+	said := i.Intent
+	w.intent(&said)
+	return said == i.Intent
 }
 
 // swap does op if the key is of a revision, and returns the new one.
@@ -288,38 +317,59 @@ func (c *conn) swap(ctx context.Context, key string, revision int64, op clientv3
 	return resp.Header.Revision, nil
 }
 
-// await waits until the record of a server heeds the intent of a revision.
-func (c *conn) await(outer context.Context, s *server, revision int64, wait time.Duration) (*server, error) {
+// await waits until the record of a server heeds what is said of it, w among that.
+func (c *conn) await(outer context.Context, s *server, w word, wait time.Duration) (*server, error) {
 	ctx, cancel := context.WithTimeout(outer, wait)
 	defer cancel()
+	var why error
 	for {
-		resp, err := c.get(ctx, s.key)
-		switch {
-		case ctx.Err() != nil:
-		case err != nil:
-			return nil, err
-		case len(resp.Kvs) == 0: // between two leases, maybe
-		default:
-			f := &fleet{}
-			f.add(s.service, s.id, resp.Kvs[0])
-			now := &f.servers[0]
-			if now.bad == nil && now.record.Intent() == revision {
-				if i, err := c.intent(ctx, s.service, s.id); err == nil && i.revision > 0 {
-					now.intent = i
-				}
-				return now, nil
-			}
+		asked := time.Now()
+		now, err := c.heeding(ctx, s, w)
+		if _, said := errors.AsType[unheeded](err); now != nil || said {
+			return now, err
+		}
+		if ctx.Err() == nil || time.Since(asked) > time.Second { // or it was cut short by the wait
+			why = err
 		}
 		select {
 		case <-ctx.Done():
 			if outer.Err() != nil {
 				return nil, fmt.Errorf("told, and not waited for: %w", outer.Err())
 			}
+			if why != nil {
+				return nil, fmt.Errorf("told, and whether that is heeded is not known: %w", why)
+			}
 			return nil, unheeded{fmt.Errorf("%s has not heeded it in %v: it hangs, is cut off from etcd, is of a release that does not know of it, "+
-				"or its etcd user may not read %q. The word stands", s.key, wait, records.IntentKey(s.service, s.id))}
+				"or its etcd user may not read %q. The word stands", printable(s.key), wait, records.IntentPrefix+s.key)}
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// heeding returns the server if its record heeds what is said of it, nil if it does not yet.
+func (c *conn) heeding(ctx context.Context, s *server, w word) (*server, error) {
+	resp, err := c.get(ctx, s.key)
+	if err != nil || len(resp.Kvs) == 0 { // between two leases, maybe
+		return nil, err
+	}
+	_, id, _ := records.Split(s.key)
+	i, err := c.intent(ctx, s.service, id) // somebody else may have said more
+	if err != nil {
+		return nil, err
+	}
+	if i.bad != nil || !w.stands(i) {
+		return nil, unheeded{fmt.Errorf("somebody else has said otherwise of %s meanwhile: see homing ls %s", printable(s.key), s.service)}
+	}
+	f := &fleet{}
+	f.add(s.service, id, resp.Kvs[0])
+	now := &f.servers[0]
+	if now.bad != nil || now.record.Intent() != i.revision {
+		return nil, nil
+	}
+	if i.revision > 0 {
+		now.intent = i
+	}
+	return now, nil
 }
 
 // rewrite changes the record of other code, under the lease that it has.

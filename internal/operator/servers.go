@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -28,9 +29,9 @@ type server struct {
 	bad              error // the record makes no sense: record is empty, and id from the key
 	revision         int64
 	lease            clientv3.LeaseID
-	value            []byte
 	intent           *intent // nil if there is none
 	listed           bool    // it comes without what it heeds: that counts as heeded
+	gone             bool    // there is no record: all but its name is empty
 }
 
 // intent is an operator's word as etcd has it.
@@ -74,14 +75,14 @@ func (c *conn) fleetOfAll(ctx context.Context, notes io.Writer) (*fleet, error) 
 	for from := "\x00"; ; {
 		resp, err := c.get(ctx, from, opts...)
 		if errors.Is(err, rpctypes.ErrPermissionDenied) {
-			return nil, fmt.Errorf("name a service: the etcd user %q may not look for all: %w", c.Username, rpctypes.ErrPermissionDenied)
+			return nil, fmt.Errorf("name a service: the etcd user %q may not look for all: %w", shown(c.Username), rpctypes.ErrPermissionDenied)
 		}
 		if err != nil {
 			return nil, err
 		}
 		for _, kv := range resp.Kvs {
 			service, id, ok := records.Split(string(kv.Key))
-			if !ok || service[0] == '/' || service[len(service)-1] == '/' {
+			if !ok || checkService(service, false) != nil {
 				continue // no service has such a name
 			}
 			if looksLikeRecord(kv.Value) {
@@ -117,9 +118,12 @@ func looksLikeRecord(value []byte) bool {
 }
 
 func (f *fleet) add(service, id string, kv *mvccpb.KeyValue) {
-	s := server{service: service, id: id, key: string(kv.Key), value: kv.Value, revision: kv.ModRevision, lease: clientv3.LeaseID(kv.Lease)}
+	s := server{service: service, id: id, key: string(kv.Key), revision: kv.ModRevision, lease: clientv3.LeaseID(kv.Lease)}
 	if s.record, s.bad = records.Decode(kv.Value); s.bad == nil {
 		s.id = cmp.Or(s.record.Meta.ID, s.record.Addr)
+	}
+	if s.bad == nil && !utf8.ValidString(s.key) { // clients skip it
+		s.record, s.bad = records.Record{}, errors.New("registry: key must be UTF-8")
 	}
 	f.servers = append(f.servers, s)
 }
@@ -135,7 +139,7 @@ func (c *conn) intents(ctx context.Context, f *fleet, service string, notes io.W
 	}
 	resp, err := c.get(ctx, prefix, clientv3.WithPrefix())
 	if errors.Is(err, rpctypes.ErrPermissionDenied) {
-		fmt.Fprintf(notes, "homing: the etcd user %q may not read %s: what operators say is not shown\n", c.Username, prefix)
+		fmt.Fprintf(notes, "homing: the etcd user %q may not read %s: what operators say is not shown\n", shown(c.Username), prefix)
 		return nil
 	}
 	if err != nil {
@@ -169,6 +173,8 @@ func (s *server) heeds() bool {
 func (s *server) state() string {
 	wants := s.intent != nil && s.intent.Draining
 	switch {
+	case s.gone:
+		return "not registered"
 	case s.bad != nil:
 		return "bad record"
 	case s.record.Meta.Draining && wants && s.heeds():

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v3"
@@ -117,9 +119,9 @@ func (w *watching) take(ctx context.Context, list []registry.Instance) error {
 			return err
 		}
 	}
-	for key, s := range w.servers {
+	for _, key := range slices.Sorted(maps.Keys(w.servers)) {
 		if _, is := now[key]; !is {
-			if err := w.print("removed", s); err != nil {
+			if err := w.print("removed", w.servers[key]); err != nil {
 				return err
 			}
 		}
@@ -131,7 +133,9 @@ func (w *watching) take(ctx context.Context, list []registry.Instance) error {
 func (w *watching) print(what string, s server) error {
 	at := time.Now()
 	if w.json {
-		return json.NewEncoder(w.out).Encode(event{at, what, s.row()})
+		e := json.NewEncoder(w.out) // one line, or else as all JSON
+		e.SetEscapeHTML(false)
+		return e.Encode(event{at, what, s.row()})
 	}
 	_, err := fmt.Fprintf(w.out, "%s  %-7s  %s  %s  weight %d  zone %s  %s\n", at.Format(time.TimeOnly), what,
 		printable(s.id), printable(s.record.Addr), s.weight(), printable(cmp.Or(s.record.Meta.Zone, "-")), s.state())

@@ -61,9 +61,16 @@ Examples:
 
 // order returns the first servers in the order of a key.
 func (f *fleet) order(key string, most int) (order []server) {
+	named := make(map[string]bool) // addresses of servers with an id
+	for _, s := range f.servers {
+		if s.record.Meta.ID != "" {
+			named[s.record.Addr] = true
+		}
+	}
 	var endpoints []resolver.Endpoint
 	for _, s := range f.servers {
-		if s.bad == nil {
+		// As the resolver, which passes over who names no id where another one does.
+		if s.bad == nil && (s.record.Meta.ID != "" || !named[s.record.Addr]) {
 			endpoints = append(endpoints, s.endpoint())
 		}
 	}
