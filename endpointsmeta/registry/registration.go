@@ -30,6 +30,7 @@ const (
 	Fenced                  // its [Fence] has fallen: its sessions are served elsewhere, and what it holds of them is stale
 )
 
+// String returns the state's name, in lower case.
 func (s State) String() string {
 	switch s {
 	case Registered:
