@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -14,6 +13,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/grpclog"
+
+	"github.com/homing-grpc/homing/internal/records"
 )
 
 var logger = grpclog.Component("homing-registry")
@@ -410,29 +411,7 @@ func (f *feed) instances() []Instance {
 	return withoutShadows(f.sorted)
 }
 
-// withoutShadows returns list, which it does not change, without each record that names no
-// id if another one of the same address does: of a server that was upgraded where it is,
-// say, and whose old record has not ended yet. Of several that name none the first stays.
+// withoutShadows returns what clients see of list, which it does not change.
 func withoutShadows(list []Instance) []Instance {
-	unnamed := func(i Instance) bool { return i.Meta.ID == "" }
-	if !slices.ContainsFunc(list, unnamed) {
-		return list
-	}
-	known := make(map[string]bool, len(list))
-	for _, i := range list {
-		if !unnamed(i) {
-			known[i.Addr] = true
-		}
-	}
-	kept := make([]Instance, 0, len(list))
-	for _, i := range list {
-		if unnamed(i) {
-			if known[i.Addr] {
-				continue
-			}
-			known[i.Addr] = true
-		}
-		kept = append(kept, i)
-	}
-	return kept
+	return records.WithoutShadows(list, func(i *Instance) (id, addr string) { return i.Meta.ID, i.Addr })
 }

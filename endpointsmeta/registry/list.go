@@ -12,8 +12,9 @@ import (
 
 // List returns the servers of service, sorted by id. Records that make no sense
 // are skipped with a warning in the log; those of "game/eu" are not of "game". Of two
-// records of one address, one that names no id is passed over. It is safe for concurrent
-// use, and ends with ctx, at the latest after a few seconds.
+// records of one address, one that names no id is passed over, even if the other drains or
+// has no lease. It is safe for concurrent use, and ends with ctx, at the latest after a few
+// seconds.
 func List(ctx context.Context, cli *clientv3.Client, service string, opts ...ListOption) ([]Instance, error) {
 	if err := checkService(cli, service); err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -28,16 +29,11 @@ func (i *Instance) equal(o *Instance) bool {
 	return i.Key == o.Key && i.Addr == o.Addr && i.Meta.Equal(o.Meta)
 }
 
-// decodeRecord reads a record in the JSON of the official endpoints package, or, if
-// plain ones are wanted, a bare "host:port".
+// decodeRecord reads a record, as records.Decode does.
 func decodeRecord(key string, value []byte, plain bool) (Instance, error) {
-	bare := isPlainAddress(value)
-	if bare && plain {
-		return Instance{ID: string(value), Addr: string(value), Key: key}, nil
-	}
-	r, err := records.Decode(value)
-	if err != nil && bare {
-		err = fmt.Errorf("%w (WithPlainAddresses reads a bare address)", err)
+	r, err := records.Decode(value, plain)
+	if errors.Is(err, records.ErrPlain) {
+		err = fmt.Errorf("%w (WithPlainAddresses reads it)", err)
 	}
 	if err != nil {
 		return Instance{}, err

@@ -64,6 +64,7 @@ Examples:
    homing check
    homing check game
    homing check -o json | jq -r '.findings[] | .problem'`,
+		Flags: []cli.Flag{plainFlag()},
 		Action: func(ctx context.Context, c *cli.Command) error {
 			etcd, f, err := askedFor(ctx, c)
 			if err != nil {
@@ -105,7 +106,9 @@ func (r *checked) print(c *cli.Command) error {
 				return err
 			}
 		}
-		fmt.Fprintf(c.Root().Writer, "services: %d, servers: %d, findings: %d\n", r.Services, r.Servers, len(r.Findings))
+		if _, err := fmt.Fprintf(c.Root().Writer, "services: %d, servers: %d, findings: %d\n", r.Services, r.Servers, len(r.Findings)); err != nil {
+			return err
+		}
 	}
 	if len(r.Findings) > 0 {
 		return errFound
@@ -116,8 +119,9 @@ func (r *checked) print(c *cli.Command) error {
 // findings are those that the records show by themselves.
 func (f *fleet) findings(now time.Time) (found []finding) {
 	type in struct{ service, what string }
-	byID, byAddress := make(map[in]server), make(map[in]server)
-	for _, s := range f.servers {
+	byID, byAddress := make(map[in]*server), make(map[in]*server)
+	for n := range f.servers {
+		s := &f.servers[n]
 		add := func(problem, format string, args ...any) {
 			found = append(found, finding{s.service, s.id, s.key, problem, fmt.Sprintf(format, args...)})
 		}
@@ -131,6 +135,9 @@ func (f *fleet) findings(now time.Time) (found []finding) {
 			}
 			add(problem, "the record %q: %s", s.key, strings.TrimPrefix(s.bad.Error(), "registry: "))
 			continue
+		}
+		if s.shadow {
+			continue // there may be one while servers change over from other code
 		}
 		if other, ok := byID[in{s.service, s.id}]; ok {
 			add("duplicate-id", "the records %q at %s and %q at %s", other.key, other.record.Addr, s.key, s.record.Addr)
@@ -164,6 +171,8 @@ func (f *fleet) findings(now time.Time) (found []finding) {
 // what is said.
 func (i *intent) what() string {
 	switch {
+	case i.Unknown():
+		return "what this release does not know"
 	case i.Draining && i.Weight > 0:
 		return fmt.Sprintf("drain and weight %d", i.Weight)
 	case i.Weight > 0:
@@ -181,9 +190,9 @@ func (i *intent) since(now time.Time) string {
 
 // leases finds those that are about to end.
 func (c *conn) leases(ctx context.Context, f *fleet) ([]finding, error) {
-	byLease := make(map[clientv3.LeaseID][]server)
-	for _, s := range f.servers {
-		if s.lease != 0 {
+	byLease := make(map[clientv3.LeaseID][]*server)
+	for n := range f.servers {
+		if s := &f.servers[n]; s.lease != 0 {
 			byLease[s.lease] = append(byLease[s.lease], s)
 		}
 	}

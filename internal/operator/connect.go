@@ -8,13 +8,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/urfave/cli/v3"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/namespace"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
@@ -48,7 +51,9 @@ func positive(d time.Duration) error {
 // conn is a connection to etcd.
 type conn struct {
 	*clientv3.Client
-	timeout time.Duration // of one request
+	timeout   time.Duration // of one request
+	namespace string        // before all keys; it is in no key here
+	plain     bool          // a bare address is a record, too
 }
 
 // connect returns a connection that works.
@@ -78,7 +83,13 @@ func connect(ctx context.Context, c *cli.Command) (*conn, error) {
 			return nil, fmt.Errorf("etcd does not let user %q in: %w", shown(cfg.Username), err)
 		}
 	}
-	return &conn{cli, c.Duration("command-timeout")}, nil
+	within := c.String("namespace")
+	if within != "" {
+		cli.KV = namespace.NewKV(cli.KV, within)
+		cli.Watcher = namespace.NewWatcher(cli.Watcher, within)
+		cli.Lease = namespace.NewLease(cli.Lease, within)
+	}
+	return &conn{cli, c.Duration("command-timeout"), within, c.Bool("plain-addresses")}, nil
 }
 
 func config(c *cli.Command) (clientv3.Config, error) {
@@ -203,13 +214,52 @@ func (c *conn) explain(err error, what string) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
+// named is a service, to be told of.
+func (c *conn) named(service string) string {
+	if c.namespace != "" {
+		return fmt.Sprintf("%q in the namespace %q", service, c.namespace)
+	}
+	return strconv.Quote(service)
+}
+
 // get reads keys.
 func (c *conn) get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	resp, err := c.Get(ctx, key, opts...)
 	if err != nil {
-		return nil, c.explain(err, fmt.Sprintf("reading %q", key))
+		return nil, c.explain(err, fmt.Sprintf("reading %q", c.namespace+key))
 	}
 	return resp, nil
+}
+
+// pageKeys is how many keys are read at once.
+const pageKeys = 1000
+
+// each calls take with all keys that begin with prefix, in order, as they were at a
+// revision of etcd, 0 for now; it returns that. A page is taken at a time, for there may be
+// many. After each it calls page with the last key, if that is not nil.
+func (c *conn) each(ctx context.Context, prefix string, revision int64, take func(*mvccpb.KeyValue), page func(last string)) (int64, error) {
+	from := cmp.Or(prefix, "\x00")
+	for {
+		resp, err := c.get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(prefix)),
+			clientv3.WithLimit(pageKeys), clientv3.WithRev(revision))
+		if err != nil {
+			return 0, err
+		}
+		if revision == 0 {
+			revision = resp.Header.Revision
+		}
+		for _, kv := range resp.Kvs {
+			take(kv)
+		}
+		if len(resp.Kvs) == 0 || !resp.More {
+			return revision, nil
+		}
+		last := string(resp.Kvs[len(resp.Kvs)-1].Key)
+		if page != nil {
+			page(last)
+		}
+		from = last + "\x00"
+	}
 }

@@ -19,16 +19,19 @@ func lsCommand() *cli.Command {
 		Usage:     "list the servers of a service, or of all",
 		ArgsUsage: "[SERVICE]",
 		Description: `STATE is what etcd knows: registered, draining (the server says so), draining
-(operator), registered (operator not heeded), or bad record. AGE is since the server
+(operator), registered (operator not heeded), bad record, or passed over: clients do so
+with a record that names no id, if another one of the same address does. AGE is since the server
 registered, by its own clock; - if its record does not say, as one of other code.
 
-Without a service, all keys of etcd are read to find them.
+Without a service, all keys of etcd are read to find them. With --plain-addresses, keys
+that hold addresses of something else are taken for servers, too: name the service.
 
 Examples:
 
    homing ls
    homing ls game
    homing ls -o json game | jq -r '.[] | select(.draining) | .id'`,
+		Flags: []cli.Flag{plainFlag()},
 		Action: func(ctx context.Context, c *cli.Command) error {
 			etcd, f, err := askedFor(ctx, c)
 			if err != nil {
@@ -50,6 +53,12 @@ Examples:
 			return printTable(out, tableHeader, rows)
 		},
 	}
+}
+
+// plainFlag is registry.WithPlainAddresses.
+func plainFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "plain-addresses", Usage: "also read records that are nothing but host:port, as clients with WithPlainAddresses do",
+		Sources: cli.EnvVars("HOMING_PLAIN_ADDRESSES")}
 }
 
 // fleet reads one service, or all if it is "".

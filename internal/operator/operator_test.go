@@ -87,7 +87,7 @@ func TestARecordIsChangedInItsMetadataAlone(t *testing.T) {
 		got, err := changed([]byte(value), drain)
 		require.NoError(t, err, value)
 		require.JSONEq(t, want, string(got))
-		r, err := records.Decode(got)
+		r, err := records.Decode(got, false)
 		require.NoError(t, err)
 		require.True(t, r.Meta.Draining)
 	}
@@ -101,7 +101,7 @@ func FuzzChanged(f *testing.F) {
 	f.Add([]byte(`{"Addr":"h:1","Metadata":{"id":"a","x":9}}`))
 	f.Add([]byte(`{"addr":"h:1","metadata":"a"}`))
 	f.Fuzz(func(t *testing.T, value []byte) {
-		before, err := records.Decode(value)
+		before, err := records.Decode(value, false)
 		if err != nil {
 			return
 		}
@@ -109,7 +109,7 @@ func FuzzChanged(f *testing.F) {
 		if err != nil {
 			return
 		}
-		after, err := records.Decode(got)
+		after, err := records.Decode(got, false)
 		if err != nil {
 			t.Fatalf("%q became %q: %v", value, got, err)
 		}
@@ -146,7 +146,7 @@ func TestAFreshIntentIsNoFinding(t *testing.T) {
 		2 * time.Hour:   {"unheeded-intent", "stale-intent"},
 	} {
 		f := &fleet{intents: map[string]intent{}}
-		f.add("game", "a", &mvccpb.KeyValue{Key: []byte("game/a"), Value: value, Lease: 1})
+		f.servers = []server{read("game", "a", &mvccpb.KeyValue{Key: []byte("game/a"), Value: value, Lease: 1}, false)}
 		said := records.Intent{Draining: true, Since: now.Add(-ago)}
 		f.intents["game/gone"] = intent{Intent: said, service: "game", id: "gone", revision: 9}
 		f.servers[0].intent = &intent{Intent: said, service: "game", id: "a", revision: 9}
@@ -172,7 +172,7 @@ func (l *deadLease) TimeToLive(ctx context.Context, _ clientv3.LeaseID, _ ...cli
 
 func TestAnEtcdThatDiesIsNotAskedForEachLease(t *testing.T) {
 	leases := &deadLease{}
-	c := &conn{clientv3.NewCtxClient(t.Context()), 20 * time.Millisecond}
+	c := &conn{Client: clientv3.NewCtxClient(t.Context()), timeout: 20 * time.Millisecond}
 	c.Lease = leases
 	f := &fleet{}
 	for i := range 1000 {
@@ -189,7 +189,7 @@ func TestAnEtcdThatDiesIsNotAskedForEachLease(t *testing.T) {
 
 // With ETCDCTL_PASSWORD in the environment, the name is all of --user.
 func TestAPasswordIsInNoMessage(t *testing.T) {
-	c := &conn{clientv3.NewCtxClient(t.Context()), time.Second}
+	c := &conn{Client: clientv3.NewCtxClient(t.Context()), timeout: time.Second}
 	c.Username = "root:secret"
 	require.NotContains(t, c.explain(rpctypes.ErrPermissionDenied, "reading").Error(), "secret")
 	require.Equal(t, "root", shown("root"))
@@ -197,6 +197,6 @@ func TestAPasswordIsInNoMessage(t *testing.T) {
 
 func TestARecordThatClientsSkipForItsKeyIsBad(t *testing.T) {
 	f := &fleet{}
-	f.add("game", "\xff", &mvccpb.KeyValue{Key: []byte("game/\xff"), Value: []byte(`{"Addr":"h:1"}`), Lease: 1})
+	f.servers = []server{read("game", "\xff", &mvccpb.KeyValue{Key: []byte("game/\xff"), Value: []byte(`{"Addr":"h:1"}`), Lease: 1}, false)}
 	require.Equal(t, "bad-record", f.findings(time.Now())[0].Problem)
 }

@@ -51,7 +51,8 @@ record game/game-1. Name a server by -s game game-1, or by game/game-1.
 
 Flags win over the environment, which is etcdctl's: ETCDCTL_ENDPOINTS, ETCDCTL_CACERT,
 ETCDCTL_CERT, ETCDCTL_KEY, ETCDCTL_USER, ETCDCTL_PASSWORD, ETCDCTL_DIAL_TIMEOUT,
-ETCDCTL_COMMAND_TIMEOUT, ETCDCTL_INSECURE_SKIP_TLS_VERIFY.
+ETCDCTL_COMMAND_TIMEOUT, ETCDCTL_INSECURE_SKIP_TLS_VERIFY. Its own are HOMING_SERVICE,
+HOMING_NAMESPACE and HOMING_PLAIN_ADDRESSES.
 
 Exit status: 0 if all is well; 1 if there are findings, or a server has not heeded; 2 if
 the command is wrong, or etcd cannot be asked.
@@ -74,6 +75,8 @@ Examples:
 		},
 		Flags: append(etcdFlags(), &cli.StringFlag{
 			Name: "service", Aliases: []string{"s"}, Usage: "the service, a key prefix", Sources: cli.EnvVars("HOMING_SERVICE"),
+		}, &cli.StringFlag{
+			Name: "namespace", Usage: "what is before all keys, if clients and servers use etcd's clientv3/namespace, like prod/", Sources: cli.EnvVars("HOMING_NAMESPACE"),
 		}, &cli.StringFlag{
 			Name: "output", Aliases: []string{"o"}, Usage: "table or json", Value: "table", Validator: validOutput,
 		}),

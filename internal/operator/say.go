@@ -14,8 +14,10 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v3"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/homing-grpc/homing/endpointsmeta"
 	"github.com/homing-grpc/homing/internal/records"
 )
 
@@ -24,8 +26,12 @@ const sayHelp = `
 The word stands in etcd, beside the record, until it is lifted: it outlives restarts of
 the server. The server heeds it, on top of what it says of itself; each lifts only its
 own. The command waits until the record shows it, and exits with 1 if it does not: then
-the server hangs, is cut off from etcd, is of a release that does not know of it, or its
-etcd user may not read ` + records.IntentPrefix + `. The word stands all the same.
+the server hangs, is cut off from etcd, is of a release that does not know of it, its etcd
+user may not read ` + records.IntentPrefix + `, or --namespace is not its own. The word
+stands all the same.
+
+A server that is not there is taken for a slip of the pen. With --absent the word is said
+all the same, for one that is restarting, say: it heeds that from its start.
 
 The record of a server that is registered by other code is changed itself, for nobody
 else does.`
@@ -38,10 +44,13 @@ func drainCommand() *cli.Command {
 Examples:
 
    homing drain -s game game-1
-   homing drain game/game-1 --wait 1m`,
-		Flags: []cli.Flag{waitFlag()}, ShellComplete: completeIDs,
+   homing drain game/game-1 --wait 1m
+   homing drain game/game-1 --absent    # it is restarting, and is to drain then`,
+		Flags: []cli.Flag{waitFlag(), absentFlag()}, ShellComplete: completeIDs,
 		Action: func(ctx context.Context, c *cli.Command) error {
 			return say(ctx, c, 1, word{
+				later:  "will drain",
+				lift:   "undrain %s",
 				intent: func(i *records.Intent) { i.Draining = true },
 				record: func(m map[string]json.RawMessage) { m["draining"] = json.RawMessage("true") },
 				done:   func(*server) string { return "drains" },
@@ -85,7 +94,7 @@ Examples:
 
    homing weight game/game-1 3
    homing weight game/game-1 --reset    # the server's own again`,
-		Flags: []cli.Flag{waitFlag(), &cli.BoolFlag{Name: "reset", Usage: "the weight is the server's own again"}}, ShellComplete: completeIDs,
+		Flags: []cli.Flag{waitFlag(), absentFlag(), &cli.BoolFlag{Name: "reset", Usage: "the weight is the server's own again"}}, ShellComplete: completeIDs,
 		Action: func(ctx context.Context, c *cli.Command) error {
 			if c.Bool("reset") {
 				return say(ctx, c, 1, word{
@@ -104,6 +113,8 @@ Examples:
 				return fmt.Errorf("weight must be a whole number from 1 to 4294967295, got %q (drain a server that is to take nothing, --reset gives the weight back)", args[1])
 			}
 			return say(ctx, c, 2, word{
+				later:  fmt.Sprintf("will have weight %d", n),
+				lift:   "weight %s --reset",
 				intent: func(i *records.Intent) { i.Weight = uint32(n) },
 				record: func(m map[string]json.RawMessage) { m["weight"] = json.RawMessage(args[1]) },
 				done:   func(s *server) string { return fmt.Sprintf("has weight %d", s.weight()) },
@@ -121,11 +132,17 @@ func waitFlag() cli.Flag {
 	}}
 }
 
+func absentFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "absent", Usage: "say it of a server that is not registered, too: it heeds that from its start"}
+}
+
 // word is what an operator has to say of a server.
 type word struct {
 	intent func(*records.Intent)
 	record func(map[string]json.RawMessage) // for metadata of other code
 	lifts  bool                             // it makes sense without a server
+	later  string                           // what a server will do that is not there yet
+	lift   string                           // how to lift that
 	done   func(*server) string             // what the server does then
 }
 
@@ -156,10 +173,15 @@ func say(ctx context.Context, c *cli.Command, args int, w word) error {
 		return err
 	}
 	switch {
-	case s == nil && !w.lifts:
-		return fmt.Errorf("%q has no server with the id %q: see homing ls %s", service, id, service)
+	case s == nil && !w.lifts && !c.Bool("absent"):
+		return fmt.Errorf("%s has no server with the id %q: see homing ls %s, or say it with --absent of one that is to come", etcd.named(service), id, service)
 	case s == nil:
+		if err := (endpointsmeta.Meta{ID: id}).Validate(); err != nil && !w.lifts {
+			return err // no server can be of that id
+		}
 		s = &server{service: service, id: id, key: service + "/" + id, gone: true}
+	case s.record.Plain && !w.lifts:
+		return unheeded{fmt.Errorf("the record %q is a plain address, which has no place for what operators say, and its server does not read it elsewhere", s.key)}
 	case s.bad != nil && !w.lifts:
 		return unheeded{fmt.Errorf("the record %q makes no sense: %w", s.key, s.bad)}
 	case !s.record.Owned():
@@ -167,6 +189,9 @@ func say(ctx context.Context, c *cli.Command, args int, w word) error {
 			if err := etcd.unsay(ctx, s, id, w); err != nil {
 				return err
 			}
+		}
+		if s.record.Plain {
+			return report("has a record that is a plain address; what was said of it is lifted")
 		}
 		if s.bad != nil {
 			return report("has a record that makes no sense; what was said of it is lifted")
@@ -182,8 +207,12 @@ func say(ctx context.Context, c *cli.Command, args int, w word) error {
 		return err
 	}
 	wait := c.Duration("wait")
-	if s.gone {
+	switch {
+	case s.gone && w.lifts:
 		return report("is not registered; what was said of it is lifted")
+	case s.gone:
+		return report(fmt.Sprintf("is not registered; it %s from when it registers, by homing's registry, until homing %s",
+			w.later, fmt.Sprintf(w.lift, printable(s.key))))
 	}
 	if wait == 0 {
 		return report("has been told; --wait 0 does not wait until it heeds that")
@@ -211,29 +240,30 @@ func (c *conn) unsay(ctx context.Context, s *server, id string, w word) error {
 
 // find returns the server with an id, without what is said of it; nil if there is none.
 func (c *conn) find(ctx context.Context, service, id string) (*server, error) {
-	f := &fleet{}
 	resp, err := c.get(ctx, service+"/"+id)
 	if err != nil {
 		return nil, err
 	}
-	if len(resp.Kvs) == 0 { // its key is not its id: it is of other code
-		if resp, err = c.get(ctx, service+"/", clientv3.WithPrefix()); err != nil {
-			return nil, err
-		}
+	if len(resp.Kvs) > 0 {
+		return new(read(service, id, resp.Kvs[0], true)), nil
 	}
-	for _, kv := range resp.Kvs {
-		if s, tail, ok := records.Split(string(kv.Key)); ok && s == service {
-			f.add(service, tail, kv)
+	var found []server // its key is not its id: it is of other code
+	_, err = c.each(ctx, service+"/", 0, func(kv *mvccpb.KeyValue) {
+		if in, tail, ok := records.Split(string(kv.Key)); ok && in == service {
+			if s := read(service, tail, kv, true); s.id == id {
+				found = append(found, s)
+			}
 		}
-	}
-	f.servers = slices.DeleteFunc(f.servers, func(s server) bool { return s.id != id && s.key != service+"/"+id })
+	}, nil)
 	switch {
-	case len(f.servers) == 0:
+	case err != nil:
+		return nil, err
+	case len(found) == 0:
 		return nil, nil
-	case len(f.servers) > 1:
-		return nil, unheeded{fmt.Errorf("id %q is held by several records, %q and %q: see homing check %s", id, f.servers[0].key, f.servers[1].key, service)}
+	case len(found) > 1:
+		return nil, unheeded{fmt.Errorf("id %q is held by several records, %q and %q: see homing check %s", id, found[0].key, found[1].key, service)}
 	}
-	return &f.servers[0], nil
+	return &found[0], nil
 }
 
 // intent returns what is said of a server; its revision is 0 if that is nothing.
@@ -244,8 +274,7 @@ func (c *conn) intent(ctx context.Context, service, id string) (*intent, error) 
 	}
 	i := &intent{service: service, id: id}
 	if len(resp.Kvs) > 0 {
-		i.revision = resp.Kvs[0].ModRevision
-		i.Intent, i.bad = records.DecodeIntent(resp.Kvs[0].Value)
+		*i = readIntent(service, id, resp.Kvs[0])
 	}
 	return i, nil
 }
@@ -300,7 +329,7 @@ func (c *conn) want(ctx context.Context, service, id string, w word) (now *inten
 func (w word) stands(i *intent) bool {
 	said := i.Intent
 	w.intent(&said)
-	return said == i.Intent
+	return said.Draining == i.Draining && said.Weight == i.Weight
 }
 
 // swap does op if the key is of a revision, and returns the new one.
@@ -310,7 +339,7 @@ func (c *conn) swap(ctx context.Context, key string, revision int64, op clientv3
 	resp, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", revision)).Then(op).Commit()
 	switch {
 	case err != nil:
-		return 0, c.explain(err, fmt.Sprintf("writing %q", key))
+		return 0, c.explain(err, fmt.Sprintf("writing %q", c.namespace+key))
 	case !resp.Succeeded:
 		return 0, errRaced
 	}
@@ -340,7 +369,7 @@ func (c *conn) await(outer context.Context, s *server, w word, wait time.Duratio
 				return nil, fmt.Errorf("told, and whether that is heeded is not known: %w", why)
 			}
 			return nil, unheeded{fmt.Errorf("%s has not heeded it in %v: it hangs, is cut off from etcd, is of a release that does not know of it, "+
-				"or its etcd user may not read %q. The word stands", printable(s.key), wait, records.IntentPrefix+s.key)}
+				"its etcd user may not read %q, or --namespace is not its own. The word stands", printable(s.key), wait, c.namespace+records.IntentPrefix+s.key)}
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
@@ -360,9 +389,7 @@ func (c *conn) heeding(ctx context.Context, s *server, w word) (*server, error) 
 	if i.bad != nil || !w.stands(i) {
 		return nil, unheeded{fmt.Errorf("somebody else has said otherwise of %s meanwhile: see homing ls %s", printable(s.key), s.service)}
 	}
-	f := &fleet{}
-	f.add(s.service, id, resp.Kvs[0])
-	now := &f.servers[0]
+	now := new(read(s.service, id, resp.Kvs[0], true))
 	if now.bad != nil || now.record.Intent() != i.revision {
 		return nil, nil
 	}
@@ -389,16 +416,14 @@ func (c *conn) rewrite(ctx context.Context, s *server, w word) (now *server, err
 		if _, err = c.swap(ctx, s.key, kv.ModRevision, clientv3.OpPut(s.key, string(kv.Value), clientv3.WithIgnoreLease())); err != nil {
 			return err
 		}
-		f := &fleet{}
-		f.add(s.service, s.id, kv)
-		now = &f.servers[0]
+		now = new(read(s.service, s.id, kv, true))
 		return nil
 	})
 }
 
 // changed returns a record with other metadata. All else stays as it is.
 func changed(value []byte, change func(map[string]json.RawMessage)) ([]byte, error) {
-	r, err := records.Decode(value)
+	r, err := records.Decode(value, false)
 	if err != nil {
 		return nil, err
 	}
@@ -448,13 +473,9 @@ func completeIDs(ctx context.Context, c *cli.Command) {
 		return // a shell has no place for it
 	}
 	defer etcd.Close()
-	resp, err := etcd.get(ctx, service+"/", clientv3.WithPrefix())
-	if err != nil {
-		return
-	}
-	for _, kv := range resp.Kvs {
+	_, _ = etcd.each(ctx, service+"/", 0, func(kv *mvccpb.KeyValue) {
 		if s, id, ok := records.Split(string(kv.Key)); ok && s == service && completable.MatchString(id) {
 			fmt.Fprintln(c.Root().Writer, id)
 		}
-	}
+	}, nil)
 }

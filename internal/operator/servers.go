@@ -30,7 +30,7 @@ type server struct {
 	revision         int64
 	lease            clientv3.LeaseID
 	intent           *intent // nil if there is none
-	listed           bool    // it comes without what it heeds: that counts as heeded
+	shadow           bool    // clients pass it over: it names no id, and another one of its address does
 	gone             bool    // there is no record: all but its name is empty
 }
 
@@ -45,63 +45,56 @@ type intent struct {
 // fleet is what etcd has of one service, or of all.
 type fleet struct {
 	servers []server
-	intents map[string]intent // by the key of the record that they are about
+	intents map[string]intent // by the key of the record that they are about; nil if they may not be read
 }
 
 // fleetOf reads one service. Who may not read the intents gets the servers without them,
 // and a word to notes.
 func (c *conn) fleetOf(ctx context.Context, service string, notes io.Writer) (*fleet, error) {
-	resp, err := c.get(ctx, service+"/", clientv3.WithPrefix())
+	f := &fleet{}
+	revision, err := c.each(ctx, service+"/", 0, func(kv *mvccpb.KeyValue) {
+		if s, id, ok := records.Split(string(kv.Key)); ok && s == service {
+			f.servers = append(f.servers, read(service, id, kv, c.plain))
+		}
+	}, nil)
 	if err != nil {
 		return nil, err
 	}
-	f := &fleet{}
-	for _, kv := range resp.Kvs {
-		if s, id, ok := records.Split(string(kv.Key)); ok && s == service {
-			f.add(service, id, kv)
-		}
-	}
-	return f, c.intents(ctx, f, service, notes)
+	return f, c.intents(ctx, f, service, revision, notes)
 }
-
-// pageKeys is how many keys are read at once of an etcd that may hold much else.
-const pageKeys = 500
 
 // fleetOfAll reads all services: the prefixes under which there is a record of a server.
 func (c *conn) fleetOfAll(ctx context.Context, notes io.Writer) (*fleet, error) {
 	f := &fleet{}
 	is := make(map[string]bool) // a service
-	opts := []clientv3.OpOption{clientv3.WithFromKey(), clientv3.WithLimit(pageKeys)}
-	for from := "\x00"; ; {
-		resp, err := c.get(ctx, from, opts...)
-		if errors.Is(err, rpctypes.ErrPermissionDenied) {
-			return nil, fmt.Errorf("name a service: the etcd user %q may not look for all: %w", shown(c.Username), rpctypes.ErrPermissionDenied)
+	revision, err := c.each(ctx, "", 0, func(kv *mvccpb.KeyValue) {
+		service, id, ok := records.Split(string(kv.Key))
+		if !ok || checkService(service, false) != nil {
+			return // no service has such a name
 		}
-		if err != nil {
-			return nil, err
+		record := looksLikeRecord(kv.Value)
+		if !record {
+			kv.Value = kv.Value[:min(len(kv.Value), endpointsmeta.MaxIDLen+1)] // an address, or bad whatever it is
 		}
-		for _, kv := range resp.Kvs {
-			service, id, ok := records.Split(string(kv.Key))
-			if !ok || checkService(service, false) != nil {
-				continue // no service has such a name
-			}
-			if looksLikeRecord(kv.Value) {
-				is[service] = true
-			} else {
-				kv.Value = kv.Value[:min(len(kv.Value), 64)] // bad, whatever it is
-			}
-			f.add(service, id, kv)
+		s := read(service, id, kv, c.plain)
+		if record || s.record.Plain {
+			is[service] = true
 		}
-		if !resp.More {
-			break
-		}
-		from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
-		if len(opts) == 2 {
-			opts = append(opts, clientv3.WithRev(resp.Header.Revision)) // all pages are of one moment
-		}
+		f.servers = append(f.servers, s)
+	}, func(last string) {
+		// An etcd may hold much else, so what can no more turn out to be a service is let go.
+		f.servers = slices.DeleteFunc(f.servers, func(s server) bool {
+			return !is[s.service] && !strings.HasPrefix(last, s.service+"/")
+		})
+	})
+	if errors.Is(err, rpctypes.ErrPermissionDenied) {
+		return nil, fmt.Errorf("name a service: the etcd user %q may not look for all: %w", shown(c.Username), rpctypes.ErrPermissionDenied)
+	}
+	if err != nil {
+		return nil, err
 	}
 	f.servers = slices.DeleteFunc(f.servers, func(s server) bool { return !is[s.service] })
-	return f, c.intents(ctx, f, "", notes)
+	return f, c.intents(ctx, f, "", revision, notes)
 }
 
 // looksLikeRecord reports whether a value is meant to be the record of a server.
@@ -113,49 +106,56 @@ func looksLikeRecord(value []byte) bool {
 	if json.Unmarshal(value, &object) != nil {
 		return false
 	}
-	_, ok := object["Addr"]
-	return ok
+	if _, ok := object["Addr"]; ok {
+		return true
+	}
+	// Clients take "addr" for it, too, of which there are others in an etcd.
+	r, err := records.Decode(value, false)
+	if err != nil {
+		return false
+	}
+	addr, err := records.Decode([]byte(r.Addr), true)
+	return err == nil && addr.Plain
 }
 
-func (f *fleet) add(service, id string, kv *mvccpb.KeyValue) {
+// read is the server that a key is about.
+func read(service, id string, kv *mvccpb.KeyValue, plain bool) server {
 	s := server{service: service, id: id, key: string(kv.Key), revision: kv.ModRevision, lease: clientv3.LeaseID(kv.Lease)}
-	if s.record, s.bad = records.Decode(kv.Value); s.bad == nil {
+	if s.record, s.bad = records.Decode(kv.Value, plain); s.bad == nil {
 		s.id = cmp.Or(s.record.Meta.ID, s.record.Addr)
+	} else if errors.Is(s.bad, records.ErrPlain) {
+		s.bad = fmt.Errorf("%w (--plain-addresses reads it)", s.bad)
 	}
 	if s.bad == nil && !utf8.ValidString(s.key) { // clients skip it
 		s.record, s.bad = records.Record{}, errors.New("registry: key must be UTF-8")
 	}
-	f.servers = append(f.servers, s)
+	return s
 }
 
-// intents reads what operators say of a service, or of all if it is "".
-func (c *conn) intents(ctx context.Context, f *fleet, service string, notes io.Writer) error {
-	slices.SortFunc(f.servers, func(a, b server) int {
-		return cmp.Or(cmp.Compare(a.service, b.service), cmp.Compare(a.id, b.id), cmp.Compare(a.key, b.key))
-	})
+// intents reads what operators say of a service, or of all if it is "", at the revision
+// at which the servers were read: or else one would seem not to heed what came between.
+func (c *conn) intents(ctx context.Context, f *fleet, service string, revision int64, notes io.Writer) error {
+	f.sort()
 	prefix := records.IntentPrefix
 	if service != "" {
 		prefix += service + "/"
 	}
-	resp, err := c.get(ctx, prefix, clientv3.WithPrefix())
+	intents := make(map[string]intent)
+	_, err := c.each(ctx, prefix, revision, func(kv *mvccpb.KeyValue) {
+		key := strings.TrimPrefix(string(kv.Key), records.IntentPrefix)
+		s, id, ok := records.Split(key)
+		if ok && (service == "" || s == service) {
+			intents[key] = readIntent(s, id, kv)
+		}
+	}, nil)
 	if errors.Is(err, rpctypes.ErrPermissionDenied) {
-		fmt.Fprintf(notes, "homing: the etcd user %q may not read %s: what operators say is not shown\n", shown(c.Username), prefix)
+		fmt.Fprintf(notes, "homing: the etcd user %q may not read %s: what operators say is not shown\n", shown(c.Username), c.namespace+prefix)
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	f.intents = make(map[string]intent, len(resp.Kvs))
-	for _, kv := range resp.Kvs {
-		key := strings.TrimPrefix(string(kv.Key), records.IntentPrefix)
-		s, id, ok := records.Split(key)
-		if !ok || service != "" && s != service {
-			continue
-		}
-		i := intent{service: s, id: id, revision: kv.ModRevision}
-		i.Intent, i.bad = records.DecodeIntent(kv.Value)
-		f.intents[key] = i
-	}
+	f.intents = intents
 	for n := range f.servers {
 		if i, ok := f.intents[f.servers[n].key]; ok {
 			f.servers[n].intent = &i
@@ -164,9 +164,37 @@ func (c *conn) intents(ctx context.Context, f *fleet, service string, notes io.W
 	return nil
 }
 
+func readIntent(service, id string, kv *mvccpb.KeyValue) intent {
+	i := intent{service: service, id: id, revision: kv.ModRevision}
+	i.Intent, i.bad = records.DecodeIntent(kv.Value)
+	return i
+}
+
+// sort puts the servers in order, and marks those that clients pass over.
+func (f *fleet) sort() {
+	slices.SortFunc(f.servers, func(a, b server) int {
+		return cmp.Or(cmp.Compare(a.service, b.service), cmp.Compare(a.id, b.id), cmp.Compare(a.key, b.key))
+	})
+	for from := 0; from < len(f.servers); {
+		var usable []*server
+		service := f.servers[from].service
+		for ; from < len(f.servers) && f.servers[from].service == service; from++ {
+			if s := &f.servers[from]; s.bad == nil {
+				s.shadow = true
+				usable = append(usable, s)
+			}
+		}
+		for _, s := range records.WithoutShadows(usable, func(s **server) (id, addr string) {
+			return (*s).record.Meta.ID, (*s).record.Addr
+		}) {
+			s.shadow = false
+		}
+	}
+}
+
 // heeds reports whether the record is as the operator wants it.
 func (s *server) heeds() bool {
-	return s.intent != nil && (s.listed || s.record.Intent() == s.intent.revision)
+	return s.intent != nil && s.record.Intent() == s.intent.revision
 }
 
 // state is in what the server is, as far as etcd knows.
@@ -177,6 +205,8 @@ func (s *server) state() string {
 		return "not registered"
 	case s.bad != nil:
 		return "bad record"
+	case s.shadow:
+		return "passed over"
 	case s.record.Meta.Draining && wants && s.heeds():
 		return "draining (operator)"
 	case s.record.Meta.Draining:

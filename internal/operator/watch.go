@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v3"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/homing-grpc/homing/endpointsmeta/registry"
 	"github.com/homing-grpc/homing/internal/records"
@@ -29,13 +31,14 @@ func watchCommand() *cli.Command {
 		Usage:     "print the servers of a service, and what changes, until Ctrl-C",
 		ArgsUsage: "SERVICE",
 		Description: `The first lines are the servers that there are (listed). After that each is one that
-was added, changed or removed. It goes on through outages of etcd, and says so on the
-standard error.
+was added, changed or removed (as it was). It goes on through outages of etcd, and says
+so on the standard error. In JSON each line is a server as ls has it, with the event.
 
 Examples:
 
    homing watch game
    homing watch -o json game | jq -c 'select(.event == "removed") | .id'`,
+		Flags: []cli.Flag{plainFlag()},
 		Action: func(ctx context.Context, c *cli.Command) error {
 			service, err := optionalService(c)
 			if err == nil {
@@ -50,7 +53,7 @@ Examples:
 			}
 			defer etcd.Close()
 			w := &watching{conn: etcd, service: service, out: c.Root().Writer, notes: c.Root().ErrWriter,
-				json: c.String("output") == "json", first: true}
+				json: c.String("output") == "json"}
 			return w.run(ctx)
 		},
 	}
@@ -61,16 +64,32 @@ type watching struct {
 	service    string
 	out, notes io.Writer
 	json       bool
-	first      bool // nothing has been listed yet
-	servers    map[string]server
+	intents    bool              // may be read
+	servers    map[string]server // as they were printed
 }
 
 func (w *watching) run(ctx context.Context) error {
-	if _, err := w.fleetOf(ctx, w.service, w.notes); err != nil {
+	f, err := w.fleetOf(ctx, w.service, w.notes)
+	if err != nil {
 		return err // it may not be read, for one
 	}
+	w.intents = f.intents != nil
+	w.servers = make(map[string]server, len(f.servers))
+	for _, s := range f.servers {
+		if s.bad != nil || s.shadow {
+			continue // as for clients
+		}
+		w.servers[s.key] = s
+		if err := w.print("listed", &s); err != nil {
+			return err
+		}
+	}
+	var opts []registry.ListOption
+	if w.plain {
+		opts = append(opts, registry.WithPlainAddresses())
+	}
 	away := false
-	for list, err := range registry.Watch(ctx, w.Client, w.service) {
+	for list, err := range registry.Watch(ctx, w.Client, w.service, opts...) {
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -93,44 +112,90 @@ func (w *watching) run(ctx context.Context) error {
 
 // take prints what is new in a list.
 func (w *watching) take(ctx context.Context, list []registry.Instance) error {
-	f := &fleet{}
+	now := make(map[string]server, len(list))
+	var news []server
 	for _, i := range list {
-		f.servers = append(f.servers, server{service: w.service, id: i.ID, key: i.Key,
-			record: records.Record{Addr: i.Addr, Meta: i.Meta}, listed: true})
-	}
-	// Who may not read it has been told, and while etcd is away nobody need be.
-	_ = w.intents(ctx, f, w.service, io.Discard)
-	now := make(map[string]server, len(f.servers))
-	for _, s := range f.servers {
-		now[s.key] = s
-		old, was := w.servers[s.key]
-		what := ""
-		switch {
-		case w.first:
-			what = "listed"
-		case !was:
-			what = "added"
-		case old.record.Addr != s.record.Addr || !old.record.Meta.Equal(s.record.Meta):
-			what = "changed"
-		default:
-			continue
+		s, was := w.servers[i.Key]
+		if !was || s.record.Addr != i.Addr || !s.record.Meta.Equal(i.Meta) {
+			s = server{service: w.service, id: i.ID, key: i.Key, record: records.Record{Addr: i.Addr, Meta: i.Meta}}
+			news = append(news, s)
 		}
-		if err := w.print(what, s); err != nil {
+		now[s.key] = s
+	}
+	w.whole(ctx, news)
+	for _, s := range news {
+		now[s.key] = s
+		what := "added"
+		if old, was := w.servers[s.key]; was {
+			if what = "changed"; old.record.Addr == s.record.Addr && old.record.Meta.Equal(s.record.Meta) {
+				continue // it was read ahead of the list
+			}
+		}
+		if err := w.print(what, &s); err != nil {
 			return err
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(w.servers)) {
 		if _, is := now[key]; !is {
-			if err := w.print("removed", w.servers[key]); err != nil {
+			if err := w.print("removed", new(w.servers[key])); err != nil {
 				return err
 			}
 		}
 	}
-	w.servers, w.first = now, false
+	w.servers = now
 	return nil
 }
 
-func (w *watching) print(what string, s server) error {
+// wholeAtOnce is how many servers are read in one transaction, of which etcd bounds the
+// operations to 128.
+const wholeAtOnce = 64
+
+// whole reads what a list does not tell of servers: when they started, what operators say
+// of them, and whether they heed that. What cannot be read stays unknown.
+func (w *watching) whole(ctx context.Context, servers []server) {
+	for some := range slices.Chunk(servers, wholeAtOnce) {
+		var ops []clientv3.Op
+		for _, s := range some {
+			ops = append(ops, clientv3.OpGet(s.key))
+			if w.intents {
+				ops = append(ops, clientv3.OpGet(records.IntentPrefix+s.key))
+			}
+		}
+		resp, err := w.txn(ctx, ops)
+		if err != nil {
+			return
+		}
+		for n := range some {
+			s := &some[n]
+			record := resp[0].GetResponseRange()
+			if resp = resp[1:]; len(record.Kvs) > 0 {
+				if r := read(s.service, s.id, record.Kvs[0], w.plain); r.bad == nil {
+					*s = r
+				}
+			}
+			if !w.intents {
+				continue
+			}
+			said := resp[0].GetResponseRange()
+			if resp = resp[1:]; len(said.Kvs) > 0 && s.revision > 0 {
+				_, id, _ := records.Split(s.key)
+				s.intent = new(readIntent(s.service, id, said.Kvs[0]))
+			}
+		}
+	}
+}
+
+func (c *conn) txn(ctx context.Context, ops []clientv3.Op) ([]*pb.ResponseOp, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	resp, err := c.Txn(ctx).Then(ops...).Commit()
+	if err != nil {
+		return nil, err
+	}
+	return resp.Responses, nil
+}
+
+func (w *watching) print(what string, s *server) error {
 	at := time.Now()
 	if w.json {
 		e := json.NewEncoder(w.out) // one line, or else as all JSON

@@ -17,7 +17,7 @@ import (
 
 func TestWhatIsRemovedAtOnceIsPrintedInOrder(t *testing.T) {
 	var out bytes.Buffer
-	w := &watching{conn: deadConn(t), service: "game", out: &out, notes: io.Discard, json: true, first: true}
+	w := &watching{conn: deadConn(t), service: "game", out: &out, notes: io.Discard, json: true}
 	var list []registry.Instance
 	for i := range 10 {
 		id := fmt.Sprintf("<%d>", i)
@@ -38,13 +38,20 @@ func TestWhatIsRemovedAtOnceIsPrintedInOrder(t *testing.T) {
 
 type deadKV struct{ clientv3.KV }
 
+func (deadKV) Txn(ctx context.Context) clientv3.Txn { return deadTxn{} }
+
+type deadTxn struct{ clientv3.Txn }
+
+func (t deadTxn) Then(...clientv3.Op) clientv3.Txn     { return t }
+func (deadTxn) Commit() (*clientv3.TxnResponse, error) { return nil, context.DeadlineExceeded }
+
 func (deadKV) Get(ctx context.Context, _ string, _ ...clientv3.OpOption) (*clientv3.GetResponse, error) {
 	return nil, context.DeadlineExceeded
 }
 
 // deadConn is one to an etcd that is away.
 func deadConn(t *testing.T) *conn {
-	c := &conn{clientv3.NewCtxClient(t.Context()), 0}
+	c := &conn{Client: clientv3.NewCtxClient(t.Context())}
 	c.KV = deadKV{}
 	return c
 }

@@ -33,6 +33,7 @@ Examples:
    homing where -s game player-7
    HOMING_SERVICE=game homing where -o json player-7 | jq -r '.[0].id'
    homing where -s game game-1    # who takes over calls by that id when game-1 is gone`,
+		Flags: []cli.Flag{plainFlag()},
 		Action: func(ctx context.Context, c *cli.Command) error {
 			args, err := arguments(c, 1, 1)
 			if err != nil {
@@ -54,30 +55,23 @@ Examples:
 			if err != nil {
 				return err
 			}
-			return printWhere(c, service, f.order(args[0], 3))
+			return printWhere(c, etcd.named(service), f.order(args[0], 3))
 		},
 	}
 }
 
 // order returns the first servers in the order of a key.
 func (f *fleet) order(key string, most int) (order []server) {
-	named := make(map[string]bool) // addresses of servers with an id
-	for _, s := range f.servers {
-		if s.record.Meta.ID != "" {
-			named[s.record.Addr] = true
-		}
-	}
 	var endpoints []resolver.Endpoint
 	for _, s := range f.servers {
-		// As the resolver, which passes over who names no id where another one does.
-		if s.bad == nil && (s.record.Meta.ID != "" || !named[s.record.Addr]) {
+		if s.bad == nil && !s.shadow {
 			endpoints = append(endpoints, s.endpoint())
 		}
 	}
 	homes := stickybalancer.Order(key, endpoints)
 	for _, ep := range homes[:min(len(homes), most)] {
 		i := slices.IndexFunc(f.servers, func(s server) bool {
-			return s.bad == nil && s.record.Addr == ep.Addresses[0].Addr &&
+			return s.bad == nil && !s.shadow && s.record.Addr == ep.Addresses[0].Addr &&
 				endpointsmeta.FromEndpoint(s.endpoint()).Equal(endpointsmeta.FromEndpoint(ep))
 		})
 		order = append(order, f.servers[i])
@@ -87,7 +81,7 @@ func (f *fleet) order(key string, most int) (order []server) {
 
 func printWhere(c *cli.Command, service string, order []server) error {
 	if len(order) == 0 {
-		return unheeded{fmt.Errorf("%q has no servers, so the key has no home", service)}
+		return unheeded{fmt.Errorf("%s has no servers, so the key has no home", service)}
 	}
 	var table [][]string
 	var rows []whereRow

@@ -3,6 +3,8 @@ package records
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,6 +22,24 @@ type Intent struct {
 
 	// Since is when it was said last, by the operator's clock. It is for people to read.
 	Since time.Time `json:"since,omitzero"`
+
+	more map[string]json.RawMessage // what a later release may have said: it is kept
+}
+
+// known are the fields of an Intent.
+type known Intent
+
+// MarshalJSON writes the fields that were read, and not known, too.
+func (i Intent) MarshalJSON() ([]byte, error) {
+	value, err := json.Marshal(known(i))
+	if err != nil || len(i.more) == 0 {
+		return value, err
+	}
+	all := maps.Clone(i.more)
+	if err := json.Unmarshal(value, &all); err != nil {
+		return nil, err
+	}
+	return json.Marshal(all)
 }
 
 // IntentKey is the key of the intent for one server.
@@ -35,20 +55,34 @@ func Split(key string) (service, id string, ok bool) {
 	return key[:i], key[i+1:], true
 }
 
-// DecodeIntent reads an intent. Fields that it does not know are ignored.
+// DecodeIntent reads an intent. Fields that it does not know are kept, and say nothing.
 func DecodeIntent(value []byte) (Intent, error) {
-	var i *Intent
+	var i *known
 	if err := json.Unmarshal(value, &i); err != nil {
 		return Intent{}, fmt.Errorf("registry: intent must be a JSON object of draining and weight: %w", err)
 	}
 	if i == nil {
 		return Intent{}, fmt.Errorf("registry: intent must be a JSON object of draining and weight, got %s", value)
 	}
-	return *i, nil
+	if err := json.Unmarshal(value, &i.more); err != nil {
+		return Intent{}, fmt.Errorf("registry: intent must be a JSON object: %w", err)
+	}
+	maps.DeleteFunc(i.more, func(name string, _ json.RawMessage) bool {
+		return slices.ContainsFunc([]string{"draining", "weight", "since"}, func(field string) bool {
+			return strings.EqualFold(name, field) // encoding/json does not tell upper case from lower
+		})
+	})
+	if len(i.more) == 0 {
+		i.more = nil
+	}
+	return Intent(*i), nil
 }
 
-// Empty reports whether nothing is wanted.
-func (i Intent) Empty() bool { return !i.Draining && i.Weight == 0 }
+// Empty reports whether nothing is wanted, as far as is known.
+func (i Intent) Empty() bool { return !i.Draining && i.Weight == 0 && len(i.more) == 0 }
+
+// Unknown reports whether nothing is wanted but what a later release knows.
+func (i Intent) Unknown() bool { return !i.Draining && i.Weight == 0 && len(i.more) > 0 }
 
 // Apply returns what becomes of what the server says of itself. Each can only say that the
 // server drains, so neither ends what the other began.

@@ -27,16 +27,28 @@ type Metadata struct {
 
 // Record is one server's record.
 type Record struct {
-	Addr string
-	Meta endpointsmeta.Meta
-	more map[string]any // the metadata, if it is an object
+	Addr    string
+	Meta    endpointsmeta.Meta
+	Plain   bool // it is nothing but an address
+	started time.Time
+	intent  int64
 }
 
 // ErrNoAddr says that a record has no address.
 var ErrNoAddr = errors.New("registry: record must have an Addr")
 
-// Decode reads a record.
-func Decode(value []byte) (Record, error) {
+// ErrPlain says that a record is nothing but an address, where that is not wanted.
+var ErrPlain = errors.New("registry: record must be a JSON object, got a plain address")
+
+// Decode reads a record in the JSON of the official endpoints package, or, if plain ones
+// are wanted, a bare "host:port".
+func Decode(value []byte, plain bool) (Record, error) {
+	if isPlainAddress(value) {
+		if !plain {
+			return Record{}, ErrPlain
+		}
+		return Record{Addr: string(value), Plain: true}, nil
+	}
 	var ep *endpoints.Endpoint // its fields are those of the record
 	if err := json.Unmarshal(value, &ep); err != nil {
 		return Record{}, fmt.Errorf("registry: record must be a JSON object: %w", err)
@@ -49,7 +61,11 @@ func Decode(value []byte) (Record, error) {
 		return Record{}, err
 	}
 	more, _ := ep.Metadata.(map[string]any)
-	return Record{Addr: ep.Addr, Meta: m, more: more}, nil
+	started, _ := more["started"].(string)
+	intent, _ := more["intent"].(float64)
+	r := Record{Addr: ep.Addr, Meta: m, intent: int64(intent)}
+	r.started, _ = time.Parse(time.RFC3339, started)
+	return r, nil
 }
 
 // Owned reports whether a registration owns the record, which puts it back when somebody
@@ -57,14 +73,42 @@ func Decode(value []byte) (Record, error) {
 func (r Record) Owned() bool { return r.Meta.Incarnation > 0 }
 
 // Started returns when the registration began, the zero time if the record does not say.
-func (r Record) Started() time.Time {
-	s, _ := r.more["started"].(string)
-	t, _ := time.Parse(time.RFC3339, s)
-	return t
-}
+func (r Record) Started() time.Time { return r.started }
 
 // Intent returns the revision of the intent that the record heeds, 0 if none.
-func (r Record) Intent() int64 {
-	n, _ := r.more["intent"].(float64)
-	return int64(n)
+func (r Record) Intent() int64 { return r.intent }
+
+// WithoutShadows returns list, which it does not change, without each record that names no
+// id if another one of the same address does: of a server that was upgraded where it is,
+// or that is registered in the old way, too. It is so even if the other one drains, or has
+// no lease. Of several that name none the first stays.
+func WithoutShadows[T any](list []T, of func(*T) (id, addr string)) []T {
+	unnamed := false
+	for n := range list {
+		if id, _ := of(&list[n]); id == "" {
+			unnamed = true
+			break
+		}
+	}
+	if !unnamed {
+		return list
+	}
+	known := make(map[string]bool, len(list))
+	for n := range list {
+		if id, addr := of(&list[n]); id != "" {
+			known[addr] = true
+		}
+	}
+	kept := make([]T, 0, len(list))
+	for n := range list {
+		id, addr := of(&list[n])
+		if id == "" {
+			if known[addr] {
+				continue
+			}
+			known[addr] = true
+		}
+		kept = append(kept, list[n])
+	}
+	return kept
 }

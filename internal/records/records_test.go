@@ -18,7 +18,7 @@ func TestARecordSaysWhenItsServerStartedAndWhichIntentItHeeds(t *testing.T) {
 	require.NoError(t, err)
 	require.JSONEq(t, `{"Addr":"h:1","Metadata":{"id":"a","incarnation":7,"weight":3,"labels":{"v":"1"},
 		"started":"2026-11-21T10:00:00Z","intent":42}}`, string(value))
-	r, err := Decode(value)
+	r, err := Decode(value, false)
 	require.NoError(t, err)
 	require.Equal(t, m, r.Meta)
 	require.Equal(t, started, r.Started())
@@ -32,7 +32,7 @@ func TestARecordOfOtherCodeSaysNothingMore(t *testing.T) {
 		`{"Addr":"h:1","Metadata":"a"}`,
 		`{"Addr":"h:1","Metadata":{"id":"a","started":7,"intent":"x"}}`,
 	} {
-		r, err := Decode([]byte(value))
+		r, err := Decode([]byte(value), false)
 		require.NoError(t, err, value)
 		require.Zero(t, r.Started(), value)
 		require.Zero(t, r.Intent(), value)
@@ -61,11 +61,24 @@ func TestABadIntentIsAnErrorThatSaysWhatIsWanted(t *testing.T) {
 		_, err := DecodeIntent([]byte(value))
 		require.ErrorContains(t, err, "intent must be", value)
 	}
-	i, err := DecodeIntent([]byte(`{"draining":true,"weight":2,"later":1}`))
+	i, err := DecodeIntent([]byte(`{"draining":true,"Weight":2}`))
 	require.NoError(t, err)
 	require.Equal(t, Intent{Draining: true, Weight: 2}, i)
 	require.False(t, i.Empty())
 	require.True(t, Intent{Since: time.Now()}.Empty())
+}
+
+func TestAnIntentKeepsWhatALaterReleaseHasSaid(t *testing.T) {
+	i, err := DecodeIntent([]byte(`{"Draining":true,"zone":"eu-2","until":{"at":12345678901234567890}}`))
+	require.NoError(t, err)
+	i.Draining, i.Weight = false, 3
+	value, err := json.Marshal(i)
+	require.NoError(t, err)
+	require.Equal(t, `{"until":{"at":12345678901234567890},"weight":3,"zone":"eu-2"}`, string(value))
+	require.False(t, i.Unknown())
+	i.Weight = 0
+	require.False(t, i.Empty(), "it is not for this release to take away")
+	require.True(t, i.Unknown())
 }
 
 func TestAKeyIsAServiceAndAnID(t *testing.T) {
@@ -89,7 +102,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"Addr":"h:1","Metadata":{"id":"a","started":"2026-11-21T10:00:00Z","intent":42}}`))
 	f.Add([]byte(`{"draining":true,"weight":2,"since":"2026-11-21T10:00:00Z"}`))
 	f.Fuzz(func(t *testing.T, value []byte) {
-		if r, err := Decode(value); err == nil {
+		if r, err := Decode(value, true); err == nil {
 			if r.Addr == "" {
 				t.Fatalf("%q has no address", value)
 			}
