@@ -287,6 +287,22 @@ func TestAServiceOfManyPagesIsReadWhole(t *testing.T) {
 	require.Contains(t, e.does("drain", "-s", service, "2400"), "of other code", "found by its id")
 }
 
+// What is a service may show at the last of its keys, pages after the first.
+func TestAServiceIsKnownByTheLastOfItsRecords(t *testing.T) {
+	e := startEtcd(t)
+	cli := e.newClient()
+	var ops []clientv3.Op
+	for i := range 2100 {
+		ops = append(ops, clientv3.OpPut(fmt.Sprintf("%s/%04d", service, i), "garbage"), clientv3.OpPut(fmt.Sprintf("other/%04d", i), "garbage"))
+	}
+	for some := range slices.Chunk(append(ops, clientv3.OpPut(service+"/1/deeper", "garbage")), 128) {
+		_, err := cli.Txn(bg).Then(some...).Commit()
+		require.NoError(t, err)
+	}
+	put(t, cli, service+"/z", `{"Addr":"127.0.0.1:1"}`)
+	require.Len(t, e.rows("ls"), 2101)
+}
+
 // The other end of a pipe that has seen enough.
 type closedPipe struct{}
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -199,4 +200,31 @@ func TestARecordThatClientsSkipForItsKeyIsBad(t *testing.T) {
 	f := &fleet{}
 	f.servers = []server{read("game", "\xff", &mvccpb.KeyValue{Key: []byte("game/\xff"), Value: []byte(`{"Addr":"h:1"}`), Lease: 1}, false)}
 	require.Equal(t, "bad-record", f.findings(time.Now())[0].Problem)
+}
+
+// revisionKV is an etcd at revision 42 with a server, which notes the revisions asked for.
+type revisionKV struct {
+	clientv3.KV
+	asked []int64
+}
+
+func (kv *revisionKV) Get(_ context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	op := clientv3.OpGet(key, opts...)
+	kv.asked = append(kv.asked, op.Rev())
+	resp := &clientv3.GetResponse{Header: &pb.ResponseHeader{Revision: 42 + int64(len(kv.asked))}}
+	if key == "game/" {
+		resp.Kvs, resp.More = []*mvccpb.KeyValue{{Key: []byte("game/a"), Value: []byte(`{"Addr":"h:1"}`)}}, true
+	}
+	return resp, nil
+}
+
+// Or else a server would seem not to heed what was said, and heeded, between two reads.
+func TestServersAndWordsAreReadAsOfOneMoment(t *testing.T) {
+	kv := &revisionKV{}
+	c := &conn{Client: clientv3.NewCtxClient(t.Context()), timeout: time.Second}
+	c.KV = kv
+	f, err := c.fleetOf(t.Context(), "game", io.Discard)
+	require.NoError(t, err)
+	require.Len(t, f.servers, 1)
+	require.Equal(t, []int64{0, 43, 43}, kv.asked)
 }
