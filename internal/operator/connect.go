@@ -85,11 +85,16 @@ func connect(ctx context.Context, c *cli.Command) (*conn, error) {
 	}
 	within := c.String("namespace")
 	if within != "" {
-		cli.KV = namespace.NewKV(cli.KV, within)
-		cli.Watcher = namespace.NewWatcher(cli.Watcher, within)
-		cli.Lease = namespace.NewLease(cli.Lease, within)
+		enter(cli, within)
 	}
 	return &conn{cli, c.Duration("command-timeout"), within, c.Bool("plain-addresses")}, nil
+}
+
+// enter has all keys of a client begin with a prefix, which it does not show.
+func enter(cli *clientv3.Client, prefix string) {
+	cli.KV = namespace.NewKV(cli.KV, prefix)
+	cli.Watcher = namespace.NewWatcher(cli.Watcher, prefix)
+	cli.Lease = namespace.NewLease(cli.Lease, prefix)
 }
 
 func config(c *cli.Command) (clientv3.Config, error) {

@@ -55,3 +55,27 @@ func deadConn(t *testing.T) *conn {
 	c.KV = deadKV{}
 	return c
 }
+
+// keyWatcher notes the key that is watched.
+type keyWatcher struct {
+	clientv3.Watcher
+	key string
+}
+
+func (w *keyWatcher) Watch(_ context.Context, key string, _ ...clientv3.OpOption) clientv3.WatchChan {
+	w.key = key
+	never := make(chan clientv3.WatchResponse)
+	close(never)
+	return never
+}
+
+// A watch of other keys would not be noticed at once: registry.Watch looks now and then.
+func TestANamespaceIsWatchedToo(t *testing.T) {
+	w := &keyWatcher{}
+	cli := clientv3.NewCtxClient(t.Context())
+	cli.Watcher = w
+	enter(cli, "prod/")
+	for range cli.Watch(t.Context(), "game/a") {
+	}
+	require.Equal(t, "prod/game/a", w.key)
+}
