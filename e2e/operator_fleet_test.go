@@ -303,6 +303,25 @@ func TestAServiceIsKnownByTheLastOfItsRecords(t *testing.T) {
 	require.Len(t, e.rows("ls"), 2101)
 }
 
+func TestAnEmptyListIsSaidToBeOne(t *testing.T) {
+	e := startEtcd(t)
+	for want, args := range map[string][]string{
+		`"gmae" has no servers`:                          {"ls", "gmae"},
+		`etcd has no servers`:                            {"ls"},
+		`"game" in the namespace "prod/" has no servers`: {"--namespace", "prod/", "ls", service},
+	} {
+		status, _, stderr := e.operate(args...)
+		require.Zero(t, status)
+		require.Equal(t, "homing: "+want+"\n", stderr)
+	}
+	_, stdout, stderr := e.operate("ls", "gmae", "-o", "json")
+	require.Equal(t, "[]\n", stdout)
+	require.Empty(t, stderr)
+	var errs output
+	e.watch(io.Discard, &errs, "gmae")
+	soon(t, errs.has(`"gmae" has no servers yet`), "why nothing is shown")
+}
+
 // The other end of a pipe that has seen enough.
 type closedPipe struct{}
 

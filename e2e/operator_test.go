@@ -443,6 +443,8 @@ func TestShellsCompleteCommandsAndIDs(t *testing.T) {
 	require.Contains(t, run("--generate-shell-completion"), "undrain")
 	require.Contains(t, run("ls", "--c", "--generate-shell-completion"), "--cacert")
 	require.Equal(t, "game-1\n", run("-s", service, "drain", "--generate-shell-completion"))
+	require.Empty(t, run("-s", service, "weight", "game-1", "--generate-shell-completion"), "there is an id")
+	require.Contains(t, run("-s", service, "weight", "game-1", "--r", "--generate-shell-completion"), "--reset")
 }
 
 func TestTheReadmeShowsWhatTheCommandPrints(t *testing.T) {
@@ -472,6 +474,14 @@ func TestHelpHasExamples(t *testing.T) {
 		require.Zero(t, status)
 		require.Contains(t, stdout, "Examples:", command)
 	}
+	for _, args := range []string{"drain game/a -h", "weight game/a 3 --help", "ls game -h"} {
+		status, stdout, _ := homing(strings.Fields(args)...)
+		require.Zero(t, status, args)
+		require.Contains(t, stdout, "Examples:", args)
+	}
+	status, _, stderr := homing("help", "nosuch")
+	require.Equal(t, 2, status)
+	require.Contains(t, stderr, "nosuch")
 }
 
 // The record of the old binary has not ended yet: clients pass it over, whatever id is the

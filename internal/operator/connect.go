@@ -219,12 +219,16 @@ func (c *conn) explain(err error, what string) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// named is a service, to be told of.
+// named is a service, or etcd if it is "", to be told of.
 func (c *conn) named(service string) string {
-	if c.namespace != "" {
-		return fmt.Sprintf("%q in the namespace %q", service, c.namespace)
+	name := "etcd"
+	if service != "" {
+		name = strconv.Quote(service)
 	}
-	return strconv.Quote(service)
+	if c.namespace != "" {
+		name += fmt.Sprintf(" in the namespace %q", c.namespace)
+	}
+	return name
 }
 
 // get reads keys.

@@ -20,8 +20,8 @@ func lsCommand() *cli.Command {
 		ArgsUsage: "[SERVICE]",
 		Description: `STATE is what etcd knows: registered, draining (the server says so), draining
 (operator), registered (operator not heeded), bad record, or passed over: clients do so
-with a record that names no id, if another one of the same address does. AGE is since the server
-registered, by its own clock; - if its record does not say, as one of other code.
+with a record that names no id, if another one of the same address does. AGE is since the
+server registered, by its own clock; - if its record does not say, as one of other code.
 
 Without a service, all keys of etcd are read to find them. With --plain-addresses, keys
 that hold addresses of something else are taken for servers, too: name the service.
@@ -38,6 +38,9 @@ Examples:
 				return err
 			}
 			defer etcd.Close()
+			if len(f.servers) == 0 {
+				etcd.noServers(c, f.service)
+			}
 			out := c.Root().Writer
 			if c.String("output") == "json" {
 				rows := make([]row, len(f.servers))
@@ -59,6 +62,13 @@ Examples:
 func plainFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "plain-addresses", Usage: "also read records that are nothing but host:port, as clients with WithPlainAddresses do",
 		Sources: cli.EnvVars("HOMING_PLAIN_ADDRESSES")}
+}
+
+// noServers tells somebody who may have mistyped a name.
+func (c *conn) noServers(cmd *cli.Command, service string) {
+	if cmd.String("output") != "json" {
+		fmt.Fprintf(cmd.Root().ErrWriter, "homing: %s has no servers\n", c.named(service))
+	}
 }
 
 // fleet reads one service, or all if it is "".

@@ -64,7 +64,9 @@ Examples:
    homing drain game/game-1                # it keeps what it has and takes nothing new
    homing where -s game player-7           # where the key player-7 lives
    homing check || page-somebody           # is something wrong with any record?
-   source <(homing completion bash)        # with bash-completion; or zsh, fish, pwsh`,
+   source <(homing completion bash)        # with bash-completion; or zsh, fish, pwsh
+
+Shells complete ids where the service is named, by -s or HOMING_SERVICE.`,
 		Writer:                stdout,
 		ErrWriter:             stderr,
 		ExitErrHandler:        func(context.Context, *cli.Command, error) {}, // Run is called by tests, too
@@ -89,6 +91,10 @@ Examples:
 		Commands: []*cli.Command{
 			lsCommand(), watchCommand(), drainCommand(), undrainCommand(), weightCommand(), whereCommand(), checkCommand(),
 		},
+	}
+	for _, c := range root.Commands {
+		// Of homing drain game/game-1 -h: the library looks for a command game/game-1.
+		c.CommandNotFound = func(_ context.Context, c *cli.Command, _ string) { _ = cli.ShowSubcommandHelp(c) }
 	}
 	for _, c := range append(root.Commands, root) {
 		c.OnUsageError = func(_ context.Context, _ *cli.Command, err error, _ bool) error { return err }

@@ -30,16 +30,18 @@ the server hangs, is cut off from etcd, is of a release that does not know of it
 user may not read ` + records.IntentPrefix + `, or --namespace is not its own. The word
 stands all the same.
 
-A server that is not there is taken for a slip of the pen. With --absent the word is said
-all the same, for one that is restarting, say: it heeds that from its start.
-
 The record of a server that is registered by other code is changed itself, for nobody
 else does.`
+
+const absentHelp = `
+
+A server that is not there is taken for a slip of the pen. With --absent the word is said
+all the same, for one that is restarting, say: it heeds that from its start.`
 
 func drainCommand() *cli.Command {
 	return &cli.Command{
 		Name: "drain", Usage: "have a server keep what it has and take nothing new", ArgsUsage: "ID | SERVICE/ID",
-		Description: "What the server says of itself is not touched: if it drains by its own word, it drains on after undrain." + sayHelp + `
+		Description: "What the server says of itself is not touched: if it drains by its own word, it drains on after undrain." + sayHelp + absentHelp + `
 
 Examples:
 
@@ -88,7 +90,7 @@ Examples:
 func weightCommand() *cli.Command {
 	return &cli.Command{
 		Name: "weight", Usage: "set a server's weight, or give it back", ArgsUsage: "ID | SERVICE/ID  [N]",
-		Description: "N is from 1 to 4294967295, relative to the other servers' weights, which are 1 if they say nothing." + sayHelp + `
+		Description: "N is from 1 to 4294967295, relative to the other servers' weights, which are 1 if they say nothing." + sayHelp + absentHelp + `
 
 Examples:
 
@@ -461,7 +463,10 @@ var completable = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]*$`)
 // completeIDs offers the servers of the service that is named.
 func completeIDs(ctx context.Context, c *cli.Command) {
 	service := c.String("service")
-	args := c.Args().Slice()
+	args := c.Args().Slice() // without the word that is being typed, unless it is a flag
+	if len(args) == 1 && !strings.HasPrefix(args[0], "-") {
+		return // there is an id
+	}
 	if service == "" || len(args) > 0 && strings.HasPrefix(args[len(args)-1], "-") {
 		cli.DefaultCompleteWithFlags(ctx, c)
 		return

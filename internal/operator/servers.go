@@ -44,6 +44,7 @@ type intent struct {
 
 // fleet is what etcd has of one service, or of all.
 type fleet struct {
+	service string // "" for all
 	servers []server
 	intents map[string]intent // by the key of the record that they are about; nil if they may not be read
 }
@@ -51,7 +52,7 @@ type fleet struct {
 // fleetOf reads one service. Who may not read the intents gets the servers without them,
 // and a word to notes.
 func (c *conn) fleetOf(ctx context.Context, service string, notes io.Writer) (*fleet, error) {
-	f := &fleet{}
+	f := &fleet{service: service}
 	revision, err := c.each(ctx, service+"/", 0, func(kv *mvccpb.KeyValue) {
 		if s, id, ok := records.Split(string(kv.Key)); ok && s == service {
 			f.servers = append(f.servers, read(service, id, kv, c.plain))

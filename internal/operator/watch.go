@@ -74,7 +74,9 @@ func (w *watching) run(ctx context.Context) error {
 		return err // it may not be read, for one
 	}
 	w.intents = f.intents != nil
-	w.servers = make(map[string]server, len(f.servers))
+	if w.servers = make(map[string]server, len(f.servers)); len(f.servers) == 0 {
+		fmt.Fprintf(w.notes, "homing: %s has no servers yet\n", w.named(w.service))
+	}
 	for _, s := range f.servers {
 		if s.bad != nil || s.shadow {
 			continue // as for clients
