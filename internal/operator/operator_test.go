@@ -46,6 +46,8 @@ func TestAWrongCallIsOneLineThatNamesTheValue(t *testing.T) {
 		{[]string{"weight", "game/a", "4294967296"}, `got "4294967296"`},
 		{[]string{"weight", "game/a", "3", "--reset"}, "got 2 arguments"},
 		{[]string{"where", "k"}, "service must be named"},
+		{[]string{"where", "help"}, "service must be named"},
+		{[]string{"drain", "h"}, `service of "h" must be named`},
 		{[]string{"where", "-s", "game", ""}, "key must not be empty"},
 	} {
 		var errs line

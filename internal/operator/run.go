@@ -93,6 +93,7 @@ Shells complete ids where the service is named, by -s or HOMING_SERVICE.`,
 		},
 	}
 	for _, c := range root.Commands {
+		c.HideHelpCommand = true // a key, an id and a service may be h, or help
 		// Of homing drain game/game-1 -h: the library looks for a command game/game-1.
 		c.CommandNotFound = func(_ context.Context, c *cli.Command, _ string) { _ = cli.ShowSubcommandHelp(c) }
 	}

@@ -467,8 +467,11 @@ func completeIDs(ctx context.Context, c *cli.Command) {
 	if len(args) == 1 && !strings.HasPrefix(args[0], "-") {
 		return // there is an id
 	}
-	if service == "" || len(args) > 0 && strings.HasPrefix(args[len(args)-1], "-") {
+	if len(args) > 0 && strings.HasPrefix(args[len(args)-1], "-") {
 		cli.DefaultCompleteWithFlags(ctx, c)
+		return
+	}
+	if service == "" {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
