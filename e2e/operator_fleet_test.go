@@ -17,6 +17,7 @@ import (
 	"github.com/homing-grpc/homing/endpointsmeta"
 	"github.com/homing-grpc/homing/endpointsmeta/registry"
 	"github.com/homing-grpc/homing/internal/operator"
+	"github.com/homing-grpc/homing/stickybalancer"
 )
 
 // within returns a client whose keys are in a namespace of etcd's.
@@ -143,9 +144,9 @@ func TestARecordThatNamesNoIDIsPassedOverAsByClients(t *testing.T) {
 func TestANamespaceIsTheServers(t *testing.T) {
 	e := startEtcd(t)
 	cli := e.within("prod/")
-	reg, err := registry.Register(bg, cli, service, "127.0.0.1:1", endpointsmeta.Meta{ID: "a"})
-	require.NoError(t, err)
-	defer reg.Close(bg)
+	s := startServer(t, "a")
+	reg := register(t, cli, s)
+	newChannel(t, cli, stickybalancer.Config{}).sees("a")
 	at(t, e.newClient(), "127.0.0.1:2", endpointsmeta.Meta{ID: "outside"})
 	in := []string{"--namespace", "prod/"}
 
@@ -162,7 +163,7 @@ func TestANamespaceIsTheServers(t *testing.T) {
 	soon(t, out.has("changed", "a", "draining (operator)"), "who drains it")
 	require.Equal(t, "services: 1, servers: 1, findings: 0\n", e.does(append(in, "check")...))
 	t.Setenv("HOMING_NAMESPACE", "prod/")
-	require.Contains(t, e.does("where", "-s", service, "k"), "127.0.0.1:1")
+	require.Contains(t, e.does("where", "-s", service, "k"), s.addr)
 	e.does("undrain", "game/a")
 	require.Equal(t, registry.Registered, reg.State())
 

@@ -71,14 +71,6 @@ func (c *conn) noServers(cmd *cli.Command, service string) {
 	}
 }
 
-// fleet reads one service, or all if it is "".
-func (c *conn) fleet(ctx context.Context, cmd *cli.Command, service string) (*fleet, error) {
-	if service == "" {
-		return c.fleetOfAll(ctx, cmd.Root().ErrWriter)
-	}
-	return c.fleetOf(ctx, service, cmd.Root().ErrWriter)
-}
-
 // askedFor is etcd, and the fleet in it that a command is about. The caller closes etcd.
 func askedFor(ctx context.Context, c *cli.Command) (*conn, *fleet, error) {
 	service, err := optionalService(c)
@@ -89,7 +81,7 @@ func askedFor(ctx context.Context, c *cli.Command) (*conn, *fleet, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	f, err := etcd.fleet(ctx, c, service)
+	f, err := etcd.fleetOf(ctx, service, c.Root().ErrWriter)
 	if err != nil {
 		etcd.Close()
 		return nil, nil, err

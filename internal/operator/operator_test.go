@@ -207,12 +207,16 @@ func TestARecordThatClientsSkipForItsKeyIsBad(t *testing.T) {
 // revisionKV is an etcd at revision 42 with a server, which notes the revisions asked for.
 type revisionKV struct {
 	clientv3.KV
-	asked []int64
+	asked     []int64
+	compacted int64
 }
 
 func (kv *revisionKV) Get(_ context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
 	op := clientv3.OpGet(key, opts...)
 	kv.asked = append(kv.asked, op.Rev())
+	if op.Rev() > 0 && op.Rev() < kv.compacted {
+		return nil, rpctypes.ErrCompacted
+	}
 	resp := &clientv3.GetResponse{Header: &pb.ResponseHeader{Revision: 42 + int64(len(kv.asked))}}
 	if key == "game/" {
 		resp.Kvs, resp.More = []*mvccpb.KeyValue{{Key: []byte("game/a"), Value: []byte(`{"Addr":"h:1"}`)}}, true
@@ -229,4 +233,16 @@ func TestServersAndWordsAreReadAsOfOneMoment(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, f.servers, 1)
 	require.Equal(t, []int64{0, 43, 43}, kv.asked)
+}
+
+func TestACompactionBetweenTwoPagesIsReadPast(t *testing.T) {
+	kv := &revisionKV{compacted: 44}
+	c := &conn{Client: clientv3.NewCtxClient(t.Context()), timeout: time.Second}
+	c.KV = kv
+	f, err := c.fleetOf(t.Context(), "game", io.Discard)
+	require.NoError(t, err)
+	require.Len(t, f.servers, 1)
+	kv.compacted = 1 << 40
+	_, err = c.fleetOf(t.Context(), "game", io.Discard)
+	require.ErrorIs(t, err, rpctypes.ErrCompacted, "and not for ever")
 }

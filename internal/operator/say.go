@@ -36,7 +36,8 @@ else does.`
 const absentHelp = `
 
 A server that is not there is taken for a slip of the pen. With --absent the word is said
-all the same, for one that is restarting, say: it heeds that from its start.`
+all the same, for one that is restarting, say: it heeds that from its start.
+A word that waits for an hour is a finding of homing check.`
 
 func drainCommand() *cli.Command {
 	return &cli.Command{

@@ -49,9 +49,23 @@ type fleet struct {
 	intents map[string]intent // by the key of the record that they are about; nil if they may not be read
 }
 
-// fleetOf reads one service. Who may not read the intents gets the servers without them,
-// and a word to notes.
-func (c *conn) fleetOf(ctx context.Context, service string, notes io.Writer) (*fleet, error) {
+// fleetOf reads one service, or all if it is "". Who may not read the intents gets the
+// servers without them, and a word to notes.
+func (c *conn) fleetOf(ctx context.Context, service string, notes io.Writer) (f *fleet, err error) {
+	for range 3 {
+		if service == "" {
+			f, err = c.fleetOfAll(ctx, notes)
+		} else {
+			f, err = c.fleetOfOne(ctx, service, notes)
+		}
+		if !errors.Is(err, rpctypes.ErrCompacted) { // between two pages of one revision
+			break
+		}
+	}
+	return f, err
+}
+
+func (c *conn) fleetOfOne(ctx context.Context, service string, notes io.Writer) (*fleet, error) {
 	f := &fleet{service: service}
 	revision, err := c.each(ctx, service+"/", 0, func(kv *mvccpb.KeyValue) {
 		if s, id, ok := records.Split(string(kv.Key)); ok && s == service {
