@@ -50,7 +50,9 @@ func TestPlainAddressesAreServersWhereClientsReadThem(t *testing.T) {
 	plain := rows["127.0.0.1:1"]
 	require.Equal(t, row{Service: service, ID: "127.0.0.1:1", Address: "127.0.0.1:1", Weight: 1, State: "registered", Key: "game/7587"}, plain)
 	require.Equal(t, "passed over", rows["127.0.0.1:2"].State)
-	for id, r := range e.rows("ls", "--plain-addresses") {
+	all := e.rows("ls", "--plain-addresses")
+	require.Len(t, all, len(rows))
+	for id, r := range all {
 		require.Equal(t, rows[id].Key+rows[id].State, r.Key+r.State)
 	}
 	require.Equal(t, "services: 1, servers: 4, findings: 0\n", e.does("check", "--plain-addresses"))
