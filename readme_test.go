@@ -122,6 +122,19 @@ func TestLinksBetweenDocumentsLeadSomewhere(t *testing.T) {
 	}
 }
 
+func TestLinksWithinTheReadmeLeadToHeadings(t *testing.T) {
+	readme := read(t, "README.md")
+	headings := make(map[string]bool)
+	for _, m := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(readme, -1) {
+		headings[strings.ReplaceAll(strings.ToLower(m[1]), " ", "-")] = true
+	}
+	links := regexp.MustCompile(`\]\(#([^)]*)\)`).FindAllStringSubmatch(readme, -1)
+	require.NotEmpty(t, links)
+	for _, m := range links {
+		require.Contains(t, headings, m[1])
+	}
+}
+
 func read(t *testing.T, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
