@@ -76,7 +76,7 @@ Shells complete ids where the service is named, by -s or HOMING_SERVICE.`,
 			c.Usage = "print a completion script for bash, zsh, fish or pwsh"
 		},
 		Flags: append(etcdFlags(), &cli.StringFlag{
-			Name: "service", Aliases: []string{"s"}, Usage: "the service, a key prefix", Sources: cli.EnvVars("HOMING_SERVICE"),
+			Name: "service", Aliases: []string{"s"}, Usage: "the service, a key prefix, where no argument names one", Sources: cli.EnvVars("HOMING_SERVICE"),
 		}, &cli.StringFlag{
 			Name: "namespace", Usage: "what is before all keys, if clients and servers use etcd's clientv3/namespace, like prod/", Sources: cli.EnvVars("HOMING_NAMESPACE"),
 		}, &cli.StringFlag{
