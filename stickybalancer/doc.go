@@ -62,13 +62,14 @@
 // collected, and when the channel goes idle or closes. So one of the gauges has to be
 // on. Where nobody records, a pick counts nothing. Gauges of several channels of one
 // target that are recorded are summed up, and each recorder gets the sum: gRPC does not
-// tell which channels have a recorder in common. A session's move is not counted when behind the one address of
-// an endpoint without metadata there is another server.
+// tell which channels have a recorder in common. A session's move is not counted when
+// behind the one address of an endpoint without metadata there is another server.
 //
 // # Logs
 //
 // The grpclog component is "stickybalancer". Warnings are for lists that contradict
-// themselves; what becomes of single servers is at verbosity 2. Calls are not logged,
+// themselves, and, once, for calls that name an id where the list has but addresses, as
+// that of etcd's own resolver has; what becomes of single servers is at verbosity 2. Calls are not logged,
 // nor are their keys.
 //
 // # Experimental
