@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"net"
 	"net/url"
 	"testing"
 	"testing/synctest"
@@ -132,6 +133,12 @@ func TestWithMetricsRefusesWhatCannotBeGivenToAChannel(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Register(t.Context(), clientv3.NewCtxClient(t.Context()), "game", "10.0.0.1:1", endpointsmeta.Meta{ID: "game-1"}, WithMetrics(c.opts...))
+			require.EqualError(t, err, c.err)
+
+			lis, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			err = Serve(t.Context(), clientv3.NewCtxClient(t.Context()), "game", grpc.NewServer(), lis,
+				endpointsmeta.Meta{ID: "game-1"}, WithMetrics(c.opts...))
 			require.EqualError(t, err, c.err)
 		})
 	}
