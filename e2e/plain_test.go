@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	official "go.etcd.io/etcd/client/v3/naming/resolver"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
@@ -86,4 +88,22 @@ func TestAPlainAddressUnderOurKeyIsALivingServer(t *testing.T) {
 	reg, err := registry.Register(bg, cli, service, "127.0.0.1:1", endpointsmeta.Meta{ID: "node1"})
 	require.NoError(t, err, "the same server")
 	require.NoError(t, reg.Close(bg))
+}
+
+func TestEtcdsOwnResolverUnderCallsThatNameIDsIsWarnedOf(t *testing.T) {
+	logs.on.Store(true)
+	defer logs.on.Store(false)
+	cli := startEtcd(t).newClient()
+	a := startServer(t, "a")
+	register(t, cli, a)
+	b, err := official.NewBuilder(cli)
+	require.NoError(t, err)
+	c := newChannelWith(t, b, stickybalancer.Config{ReconnectWindow: -1})
+	c.sees("a")
+	const warning = "use registry.NewBuilder in place of etcd's own resolver"
+	before := strings.Count(logs.text(), warning)
+	c.reaches("a", affinity.Require(bg, a.addr))
+	require.Equal(t, before, strings.Count(logs.text(), warning))
+	c.reaches("a", affinity.With(bg, "a"))
+	soon(t, func() bool { return strings.Count(logs.text(), warning) == before+1 }, "it is warned of")
 }

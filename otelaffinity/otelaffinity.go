@@ -27,12 +27,16 @@ const (
 )
 
 // NewClientHandler returns a handler for [google.golang.org/grpc.WithStatsHandler] that
-// sets attributes on the span in each attempt's context, when the attempt is sent. That
-// is the attempt's own span where a stats handler that was installed before has made one,
-// as those of gRPC's OpenTelemetry plugin and of otelgrpc do, so each retry tells of
-// itself; and otherwise the caller's, where the last one wins. A span that does not
-// record costs nothing but the question. The handler is safe for concurrent use, and may
-// serve many channels.
+// sets attributes on the span in each attempt's context, when the attempt is sent: one that
+// never is, for its deadline came first, has none. That span is the attempt's own where
+// another stats handler makes one, as those of gRPC's OpenTelemetry plugin and of otelgrpc
+// do, so each retry tells of itself; and otherwise the caller's, where the last one wins.
+//
+// Install it after that other handler. Before it, it does not see the attempt's span in
+// time, and tells only of calls whose caller has a span that records.
+//
+// A span that does not record costs nothing but the question. The handler is safe for
+// concurrent use, and may serve many channels. It is of no use to servers.
 func NewClientHandler() stats.Handler { return handler{} }
 
 type handler struct{}
@@ -50,7 +54,7 @@ func (handler) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context 
 
 // HandleRPC waits until that is known.
 func (handler) HandleRPC(ctx context.Context, s stats.RPCStats) {
-	if _, sent := s.(*stats.OutHeader); !sent {
+	if out, sent := s.(*stats.OutHeader); !sent || !out.Client { // or a server's answer
 		return
 	}
 	r, _ := ctx.Value(routeKey{}).(*affinity.Route)

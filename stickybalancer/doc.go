@@ -37,8 +37,8 @@
 // OpenTelemetry plugin exports them beside "grpc.lb.*". All are on by default, and have
 // the label grpc.target; those by reason have homing.reason, too:
 //
-//	homing.lb.custom_round_robin.picks               {pick}      attempts sent, by reason
-//	homing.lb.custom_round_robin.queue_duration      s           time for which one was held, by reason
+//	homing.lb.custom_round_robin.picks               {pick}      picks of a server, by reason
+//	homing.lb.custom_round_robin.queue_duration      s           time for which an attempt was held, by reason
 //	homing.lb.custom_round_robin.rehomed_sessions    {session}   sessions that moved, by reason
 //	homing.lb.custom_round_robin.known_endpoints     {endpoint}
 //	homing.lb.custom_round_robin.ready_endpoints     {endpoint}
@@ -46,8 +46,14 @@
 //	homing.lb.custom_round_robin.kept_endpoints      {endpoint}  lost by the list, and connected
 //
 // The reasons of picks are the Why constants of package affinity, so calls that a full
-// home passed on are those by "spilled"; those of sessions are its Reason ones. A held
-// attempt that ended before there was a server for it has the reason "none". The time
+// home passed on are those by "spilled"; those of sessions are its Reason ones. An attempt
+// whose connection broke before it was sent is picked for again, and each pick counts, as
+// in gRFC A78: the attempts are in gRPC's own grpc.client.attempt.started.
+//
+// A held attempt that ended before there was a server for it has the reason "none", and so
+// has one that a policy of another name sent in the end, where a parent has several. Under
+// such a parent an attempt is held until any custom_round_robin of the channel sends it.
+// When the last one closes, what it held is not recorded; the next counts anew. The time
 // for which a wait-for-ready call waits on after its window has ended counts only if the
 // policy had held it before; and if it ends in vain, only if a server has changed
 // meanwhile.
@@ -55,13 +61,15 @@
 // Picks and sessions are counted in memory, and recorded whenever a gauge of these is
 // collected, and when the channel goes idle or closes. So one of the gauges has to be
 // on. Where nobody records, a pick counts nothing. Gauges of several channels of one
-// target are summed up. A session's move is not counted when behind the one address of
-// an endpoint without metadata there is another server.
+// target that are recorded are summed up, and each recorder gets the sum: gRPC does not
+// tell which channels have a recorder in common. A session's move is not counted when
+// behind the one address of an endpoint without metadata there is another server.
 //
 // # Logs
 //
 // The grpclog component is "stickybalancer". Warnings are for lists that contradict
-// themselves; what becomes of single servers is at verbosity 2. Calls are not logged,
+// themselves, and, once, for calls that name an id where the list has but addresses, as
+// that of etcd's own resolver has; what becomes of single servers is at verbosity 2. Calls are not logged,
 // nor are their keys.
 //
 // # Experimental

@@ -12,11 +12,13 @@ import (
 
 func isQueue(err error) bool { return err == balancer.ErrNoSubConnAvailable }
 
-// held are the attempts that wait for a server, by their contexts: gRPC picks for one
+// held are a channel's attempts that wait for a server, by their contexts: gRPC picks for one
 // with the same context until it has gone somewhere, and ends that when the call ends.
 // A pick that fails ends the attempt, unless that is wait-for-ready. Which it is shows
 // when it is picked for again; and where there was a retry, the call goes on.
 type held struct {
+	policies int // that count it; guarded by channels.mu
+
 	n      atomic.Int64
 	closed atomic.Bool
 	calls  sync.Map // context.Context → *hold

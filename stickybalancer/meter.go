@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/bits"
 	"math/rand/v2"
+	"reflect"
 	"runtime"
 	"slices"
 	"sync"
@@ -31,11 +32,11 @@ type meter struct {
 
 	counting  atomic.Bool
 	closed    bool     // guarded by channels.mu
-	stripes   []stripe // nil until counting is set
+	stripes   []stripe // nil until counting is set, as held is
 	moves     *moves
 	onMove    func(session.Reason) // moves.add, made once
 	endpoints [endpointKinds]atomic.Int64
-	held      held
+	held      *held // the channel's
 
 	flushing     sync.Mutex // guards what has been recorded
 	flushedPicks [callctx.Reasons]int64
@@ -110,8 +111,8 @@ func (m *meter) begin() bool {
 		return false
 	}
 	m.stripes = newStripes()
-	m.counting.Store(true)
 	channels.join(m)
+	m.counting.Store(true)
 	return true
 }
 
@@ -120,12 +121,13 @@ func newStripes() []stripe {
 	return make([]stripe, min(1<<bits.Len(uint(n-1)), maxStripes))
 }
 
-// close records what is left, and ends it. Calls that are still held will be the next
-// policy's.
+// close records what is left, and ends it. Attempts that are held are another policy's
+// now, if the channel has one.
 func (m *meter) close() {
 	m.stop()
-	channels.leave(m)
-	m.held.close()
+	if held := channels.leave(m); held != nil {
+		held.close()
+	}
 	m.moves.close(m.recorder, m.target)
 	m.flush()
 }
@@ -206,34 +208,60 @@ func (m *meter) flush() {
 	}
 }
 
-// channels are the meters that are recorded, by target. Of one target a recorder wants
-// one value of a gauge, however many channels there are.
-var channels = meters{byTarget: make(map[string]map[*meter]struct{})}
+// channels are the meters that are recorded. Of one target a recorder wants one value of
+// a gauge, however many channels there are. An attempt is held by its channel: of several
+// policies under one parent one may queue it, and another send it.
+var channels = meters{byTarget: make(map[string]map[*meter]struct{}), held: make(map[any]*held)}
 
 type meters struct {
 	mu       sync.Mutex // the innermost lock
 	byTarget map[string]map[*meter]struct{}
+	held     map[any]*held // by channel
+}
+
+// channel is what those of one channel have in common: gRPC gives each channel a recorder
+// of its own, whoever is behind it. A parent's, in its place, need not be comparable.
+func (m *meter) channel() any {
+	if reflect.ValueOf(m.recorder).Comparable() {
+		return m.recorder
+	}
+	return m
 }
 
 func (c *meters) join(m *meter) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if m.closed {
+		m.held = new(held)
 		return
 	}
 	if c.byTarget[m.target] == nil {
 		c.byTarget[m.target] = make(map[*meter]struct{})
 	}
 	c.byTarget[m.target][m] = struct{}{}
+	if m.held = c.held[m.channel()]; m.held == nil {
+		m.held = new(held)
+		c.held[m.channel()] = m.held
+	}
+	m.held.policies++
 }
 
-func (c *meters) leave(m *meter) {
+// leave returns the attempts that are held by nobody now, nil if there is another policy.
+func (c *meters) leave(m *meter) *held {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	m.closed = true
 	if delete(c.byTarget[m.target], m); len(c.byTarget[m.target]) == 0 {
 		delete(c.byTarget, m.target)
 	}
+	if m.held == nil {
+		return nil
+	}
+	if m.held.policies--; m.held.policies > 0 {
+		return nil
+	}
+	delete(c.held, m.channel())
+	return m.held
 }
 
 func (c *meters) sum(target string) (n [endpointKinds]int64) {

@@ -102,3 +102,25 @@ func TestAMoveThatIsConfirmedUnderTheNextPolicyIsCounted(t *testing.T) {
 		require.EqualValues(t, 1, rec.Collect()[metricstest.Key(metricPrefix+"rehomed_sessions", target, "gone")])
 	})
 }
+
+// labelled is a recorder that cannot be compared.
+type labelled struct {
+	listRecorder
+	labels []string
+}
+
+func TestARecorderNeedNotBeComparable(t *testing.T) {
+	rec := new(metricstest.Recorder)
+	driveWith(t, labelled{listRecorder{rec}, []string{"x"}}, `{}`, func(t *testing.T, d *driver) {
+		d.list(ep("a"))
+		ctx, cancel := context.WithCancel(bg)
+		defer cancel()
+		_, err := d.current().Picker.Pick(balancer.PickInfo{Ctx: ctx})
+		require.Equal(t, balancer.ErrNoSubConnAvailable, err)
+		d.up("a")
+		_, err = d.current().Picker.Pick(balancer.PickInfo{Ctx: ctx})
+		require.NoError(t, err)
+		require.Len(t, rec.Histo(metricPrefix+"queue_duration", d.lb.(*policy).target.Value(), "round_robin"), 1)
+	})
+	require.Empty(t, channels.held)
+}

@@ -17,13 +17,13 @@ const (
 	reasonLabel = "homing.reason" // bounded: the Why constants, or the Reason ones, of package affinity
 )
 
-// neverSent is the reason of calls that were held and went nowhere.
+// neverSent is the reason of attempts that were held and that no policy of ours sent.
 const neverSent = "none"
 
 var (
 	picksMetric = estats.RegisterInt64Count(estats.MetricDescriptor{
 		Name:        metricPrefix + "picks",
-		Description: "EXPERIMENTAL. Number of attempts sent to a server, by why it was that server.",
+		Description: "EXPERIMENTAL. Number of picks of a server, by why it was that server. An attempt is picked for again, and counted again, if the connection broke before it was sent.",
 		Unit:        "{pick}",
 		Labels:      []string{targetLabel, reasonLabel},
 		Default:     true,
@@ -31,7 +31,7 @@ var (
 	queueMetric = estats.RegisterFloat64Histo(estats.MetricDescriptor{
 		Name: metricPrefix + "queue_duration",
 		Description: "EXPERIMENTAL. Time for which an attempt was held until there was a server for it, by why it was that server; " +
-			neverSent + ": the call ended first.",
+			neverSent + ": the call ended first, or a policy of another name sent it.",
 		Unit:    "s",
 		Labels:  []string{targetLabel, reasonLabel},
 		Default: true,
@@ -64,7 +64,7 @@ const (
 func endpointMetric(name, description string) *estats.Int64AsyncGaugeHandle {
 	return estats.RegisterInt64AsyncGauge(estats.MetricDescriptor{
 		Name:        metricPrefix + name,
-		Description: "EXPERIMENTAL. " + description + " Summed up over the process's channels of one target.",
+		Description: "EXPERIMENTAL. " + description + " Summed up over the process's channels of one target that are recorded, by whichever recorder.",
 		Unit:        "{endpoint}",
 		Labels:      []string{targetLabel},
 		Default:     true,

@@ -218,6 +218,26 @@ func TestEndpointsOfChannelsWithOneTargetAreSummedUp(t *testing.T) {
 	})
 }
 
+// gRPC gives each channel a recorder of its own, which does not tell who is behind it.
+func TestEachRecorderIsToldOfTheEndpointsOfAllChannelsOfItsTargetThatAreRecorded(t *testing.T) {
+	inMeasuredWorld(t, stickybalancer.Config{}, func(t *testing.T, w *world, r *metricstest.Recorder) {
+		w.up("a", "b")
+		other := manual.NewBuilderWithScheme("world")
+		other.InitialState(stateOf("a"))
+		own := new(metricstest.Recorder)
+		conn, err := grpc.NewClient("world:///game",
+			grpc.WithResolvers(other), grpc.WithContextDialer(w.dial), grpc.WithStatsHandler(own),
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithDefaultServiceConfig(stickybalancer.Config{}.ServiceConfig()))
+		require.NoError(t, err)
+		defer conn.Close()
+		conn.Connect()
+		synctest.Wait()
+		require.Equal(t, int64(3), r.Collect()[of("ready_endpoints")])
+		require.Equal(t, int64(3), own.Collect()[of("ready_endpoints")])
+	})
+}
+
 func TestWhatWasCountedIsRecordedWhenTheChannelGoesIdle(t *testing.T) {
 	r := new(metricstest.Recorder)
 	inWorldWith(t, stickybalancer.Config{}.ServiceConfig(), func(t *testing.T, w *world) {

@@ -37,6 +37,7 @@ type picker struct {
 	made     uint64         // at this one
 	settled  bool           // ids never listed are waited for no longer
 	meter    *meter         // counts picks; nil if nobody records that
+	nameless *nameless      // the policy's
 }
 
 // choice is where an attempt goes, or why it goes nowhere.
@@ -165,10 +166,11 @@ func (p *picker) chooseByID(v *callctx.Value) choice {
 	}
 	s := p.members.byID(v.IDHash, v.ID)
 	if s == nil {
-		switch {
-		case !p.settled:
+		if !p.settled {
 			return queue()
-		case v.Required:
+		}
+		p.nameless.note(p.members, v.ID)
+		if v.Required {
 			return choice{err: fmt.Errorf("%s: the required server %q is not in the resolver's list", Name, v.ID)}
 		}
 		return p.choosePast(v)

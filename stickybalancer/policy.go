@@ -31,6 +31,8 @@ type policy struct {
 	turns  *counter // the rotation of calls without affinity
 	meter  *meter
 
+	nameless nameless
+
 	// revision grows before a change of a view, and a picker follows each change. So
 	// a pick can tell that what it sees is newer than its picker.
 	revision atomic.Uint64
@@ -90,6 +92,7 @@ func newPolicy(cc balancer.ClientConn, opts balancer.BuildOptions) *policy {
 	p.homes, p.loads = newHomeBook(p), &loads{}
 	p.turns.n.Store(rand.Uint32())
 	p.log = newLogger(p)
+	p.nameless.log = p.log
 	p.timer = time.AfterFunc(time.Hour, p.expire)
 	p.timer.Stop()
 	p.meter = newMeter(cc.MetricsRecorder(), p.target.Value(), p.publishAgain)

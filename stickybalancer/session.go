@@ -32,6 +32,9 @@ func (p *picker) chooseBySession(v *callctx.Value) choice {
 		case s == nil && !p.settled:
 			return queue()
 		case s == nil || sv.phase == away:
+			if s == nil {
+				p.nameless.note(p.members, st.Place.ID)
+			}
 			c := p.chooseAfter(v, st)
 			if c.err != nil || p.learn(b, st, lostReason(s, sv), &c) {
 				return c

@@ -188,6 +188,7 @@ func (p *policy) publishLocked() {
 		ring:       m.ring,
 		turns:      p.turns,
 		settled:    p.settled,
+		nameless:   &p.nameless,
 		headers:    p.cfg != nil && (p.cfg.idHeader != "" || p.cfg.keyHeader != ""),
 		trustMarks: p.cfg != nil && p.cfg.defaultHeaders(),
 	}

@@ -60,11 +60,24 @@ const (
 // DialOption of google.golang.org/grpc/stats/opentelemetry. A registration has no channel
 // of its own, and gRPC hands recorders to channels alone. Default: none are recorded.
 // They are homing.registry.registrations_lost and homing.registry.registrations_regained.
+//
+// It is an error to give no options. Options that install no recorder, like that DialOption
+// without a MeterProvider, are but warned of: gRPC does not tell them from a recorder that
+// takes no gauges.
 func WithMetrics(opts ...grpc.DialOption) RegisterOption {
 	return registerOption(func(r *Registration) error {
+		if len(opts) == 0 {
+			return errors.New("registry: WithMetrics must be given a dial option that installs a recorder of metrics, got none")
+		}
+		if i := slices.Index(opts, nil); i >= 0 {
+			return fmt.Errorf("registry: WithMetrics: dial option %d must not be nil", i)
+		}
 		rec, err := recorderOf(opts)
 		if err != nil {
-			return fmt.Errorf("registry: metrics: %w", err)
+			return fmt.Errorf("registry: WithMetrics: %w", err)
+		}
+		if !takesGauges(rec) {
+			logger.Warningf("WithMetrics: its %d dial options seem to install no recorder of metrics: nothing will be recorded of server %q", len(opts), r.id)
 		}
 		r.recorder = rec
 		return nil
@@ -73,11 +86,12 @@ func WithMetrics(opts ...grpc.DialOption) RegisterOption {
 
 // recorderOf returns what channels with these options record metrics with. gRPC tells
 // that to balancers and resolvers: so one is made whose resolver listens, and finds
-// nothing.
+// nothing. It dials nobody, but has to be one that gRPC would let dial.
 func recorderOf(opts []grpc.DialOption) (estats.MetricsRecorder, error) {
 	b := new(recorderBuilder)
-	conn, err := grpc.NewClient(b.Scheme()+":///", append(slices.Clone(opts),
-		grpc.WithResolvers(b), grpc.WithNoProxy(), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	conn, err := grpc.NewClient(b.Scheme()+":///", slices.Concat(
+		[]grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, opts,
+		[]grpc.DialOption{grpc.WithResolvers(b), grpc.WithNoProxy()})...)
 	if err != nil {
 		return nil, err
 	}
@@ -87,6 +101,26 @@ func recorderOf(opts []grpc.DialOption) (estats.MetricsRecorder, error) {
 		return *r, nil
 	}
 	return nil, errors.New("the options have no recorder")
+}
+
+// takesGauges reports whether anybody behind r asks which gauges there are. The list that
+// gRPC keeps of a channel's recorders asks once, and each of them once more.
+func takesGauges(r estats.MetricsRecorder) bool {
+	g := &asked{Int64AsyncGaugeHandle: stalenessMetric}
+	nothing := estats.AsyncMetricReporterFunc(func(estats.AsyncMetricsRecorder) error { return nil })
+	r.RegisterAsyncReporter(nothing, g)()
+	return g.times.Load() > 1
+}
+
+// asked is a gauge that notes how often somebody wants to know which one it is.
+type asked struct {
+	*estats.Int64AsyncGaugeHandle
+	times atomic.Int64
+}
+
+func (a *asked) Descriptor() *estats.MetricDescriptor {
+	a.times.Add(1)
+	return a.Int64AsyncGaugeHandle.Descriptor()
 }
 
 type recorderBuilder struct {

@@ -1,16 +1,22 @@
 package registry
 
 import (
+	"net"
 	"net/url"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	estats "google.golang.org/grpc/experimental/stats"
 	"google.golang.org/grpc/resolver"
 
+	"github.com/homing-grpc/homing/endpointsmeta"
+	"github.com/homing-grpc/homing/internal/logtest"
 	"github.com/homing-grpc/homing/internal/metricstest"
 )
 
@@ -114,4 +120,66 @@ func TestChannelsWithBuildersOfTheirOwnShowTheStalerOneToo(t *testing.T) {
 		gauges[0].close()
 		gauges[2].close()
 	})
+}
+
+func TestWithMetricsRefusesWhatCannotBeGivenToAChannel(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	for name, c := range map[string]struct {
+		opts []grpc.DialOption
+		err  string
+	}{
+		"no options":   {nil, "registry: WithMetrics must be given a dial option that installs a recorder of metrics, got none"},
+		"a nil option": {[]grpc.DialOption{grpc.EmptyDialOption{}, nil}, "registry: WithMetrics: dial option 1 must not be nil"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Register(t.Context(), clientv3.NewCtxClient(t.Context()), "game", "10.0.0.1:1", endpointsmeta.Meta{ID: "game-1"}, WithMetrics(c.opts...))
+			require.EqualError(t, err, c.err)
+
+			lis, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			err = Serve(t.Context(), clientv3.NewCtxClient(t.Context()), "game", grpc.NewServer(), lis,
+				endpointsmeta.Meta{ID: "game-1"}, WithMetrics(c.opts...))
+			require.EqualError(t, err, c.err)
+		})
+	}
+}
+
+func TestWithMetricsTakesTheOptionsOfASecureChannel(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	rec := new(metricstest.Recorder)
+	require.NoError(t, WithMetrics(
+		grpc.WithTransportCredentials(credentials.NewTLS(nil)),
+		grpc.WithPerRPCCredentials(token{}),
+		grpc.WithStatsHandler(rec),
+	).applyRegister(&Registration{}))
+}
+
+// token is a credential that may not go over a connection that others can read.
+type token struct{ credentials.PerRPCCredentials }
+
+func (token) RequireTransportSecurity() bool { return true }
+
+func TestWithMetricsWarnsOfOptionsWithoutARecorder(t *testing.T) {
+	warnings := logtest.Warnings(t, "homing-registry")
+	require.NoError(t, WithMetrics(grpc.WithStatsHandler(new(metricstest.Recorder))).applyRegister(&Registration{}))
+	require.Empty(t, warnings())
+	require.NoError(t, WithMetrics(grpc.WithUserAgent("game")).applyRegister(&Registration{}))
+	require.Len(t, warnings(), 1)
+	require.Contains(t, warnings()[0], "no recorder")
+}
+
+// countsOnly is a recorder that has no gauges, and so asks nothing.
+type countsOnly struct{ metricstest.Recorder }
+
+func (*countsOnly) RegisterAsyncReporter(estats.AsyncMetricReporter, ...estats.AsyncMetric) func() {
+	return func() {}
+}
+
+func TestARecorderWithoutGaugesIsTaken(t *testing.T) {
+	rec := new(countsOnly)
+	r := &Registration{service: "game", id: "game-1", news: make(chan struct{})}
+	require.NoError(t, WithMetrics(grpc.WithStatsHandler(rec)).applyRegister(r))
+	r.setState(Registered)
+	r.setState(Lost)
+	require.Equal(t, map[string]int64{"homing.registry.registrations_lost{game,game-1}": 1}, rec.Collect())
 }

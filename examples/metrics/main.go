@@ -8,7 +8,9 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -18,6 +20,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,19 +33,58 @@ import (
 	"google.golang.org/grpc/stats/opentelemetry"
 )
 
+// Exit statuses.
+const (
+	exitOK    = 0
+	exitWrong = 1
+	exitUsage = 2
+)
+
 func main() {
-	listen := flag.String("listen", "127.0.0.1:0", "host:port of the page")
-	stay := flag.Bool("stay", false, "go on serving the page until interrupted")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx, os.Stdout, *listen, *stay); err != nil {
-		fmt.Fprintf(os.Stderr, "metrics: %v\n", err)
-		os.Exit(1)
-	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// A second signal ends the process at once.
+	context.AfterFunc(ctx, stop)
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-func run(ctx context.Context, out io.Writer, listen string, stay bool) error {
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	fs := flag.NewFlagSet("metrics", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	listen := fs.String("listen", "127.0.0.1:0", "`host:port` of the page")
+	stay := fs.Bool("stay", false, "go on serving the page until interrupted")
+	switch err := fs.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return exitOK
+	case err != nil: // it has been said
+		return exitUsage
+	case fs.NArg() > 0:
+		fmt.Fprintf(stderr, "metrics: unexpected argument %q\n", fs.Arg(0))
+		return exitUsage
+	}
+	err := show(ctx, stdout, *listen, *stay)
+	switch {
+	case err == nil:
+		return exitOK
+	case ctx.Err() != nil:
+		fmt.Fprintln(stderr, "metrics: interrupted before its end")
+	default:
+		fmt.Fprintf(stderr, "metrics: %v\n", err)
+	}
+	return exitWrong
+}
+
+// show plays, prints what was measured of it, and stays if it is to.
+func show(ctx context.Context, out io.Writer, listen string, stay bool) error {
+	lis, err := net.Listen("tcp", listen)
+	if err != nil {
+		return err
+	}
+	defer lis.Close()
+	page := "http://" + lis.Addr().String() + "/metrics"
+	telemetry, err := servePage(lis)
+	if err != nil {
+		return err
+	}
 	endpoint, stopEtcd, err := startEtcd()
 	if err != nil {
 		return err
@@ -53,17 +95,6 @@ func run(ctx context.Context, out io.Writer, listen string, stay bool) error {
 		return err
 	}
 	defer cli.Close()
-
-	lis, err := net.Listen("tcp", listen)
-	if err != nil {
-		return err
-	}
-	page := "http://" + lis.Addr().String() + "/metrics"
-	telemetry, err := servePage(lis)
-	if err != nil {
-		return err
-	}
-	defer lis.Close()
 
 	w := world{ctx: ctx, cli: cli, telemetry: telemetry}
 	defer w.close()
@@ -116,15 +147,20 @@ func ours(ctx context.Context, page string) ([]string, error) {
 		return nil, err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+		return nil, fmt.Errorf("GET %s: %s: %s", page, resp.Status, bytes.TrimSpace(why))
+	}
 	var lines []string
-	for s := bufio.NewScanner(resp.Body); s.Scan(); {
+	s := bufio.NewScanner(resp.Body)
+	for s.Scan() {
 		l := s.Text()
 		if strings.HasPrefix(l, "homing_") && !strings.Contains(l, "_bucket{") {
 			lines = append(lines, withoutScope(l))
 		}
 	}
 	slices.Sort(lines)
-	return lines, nil
+	return lines, s.Err()
 }
 
 // withoutScope drops the labels of OpenTelemetry's scope, which are those of grpc-go.

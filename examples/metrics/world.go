@@ -34,7 +34,7 @@ type server struct {
 	testpb.UnimplementedTestServiceServer
 	grpc *grpc.Server
 	reg  *registry.Registration
-	lost chan struct{} // has a token when the registration was lost and is back
+	back chan struct{} // has a token when the registration was lost and is back
 }
 
 func (*server) EmptyCall(context.Context, *testpb.Empty) (*testpb.Empty, error) {
@@ -46,7 +46,7 @@ func (w *world) start(id string) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &server{grpc: grpc.NewServer(affinity.ServerOptions(affinity.WithServerID(id))...), lost: make(chan struct{}, 1)}
+	s := &server{grpc: grpc.NewServer(affinity.ServerOptions(affinity.WithServerID(id))...), back: make(chan struct{}, 1)}
 	testpb.RegisterTestServiceServer(s.grpc, s)
 	go s.grpc.Serve(lis)
 	w.servers = append(w.servers, s)
@@ -56,11 +56,25 @@ func (w *world) start(id string) (*server, error) {
 		registry.WithMetrics(w.telemetry),
 		registry.WithNotify(func(state registry.State) {
 			if state == registry.Registered && lost {
-				s.lost <- struct{}{}
+				select {
+				case s.back <- struct{}{}:
+				default: // nobody waits for it
+				}
 			}
 			lost = state == registry.Lost
 		}))
 	return s, err
+}
+
+func (s *server) waitUntilBack(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 20*time.Second, errors.New("game-1 does not come back"))
+	defer cancel()
+	select {
+	case <-s.back:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 func (w *world) dial() error {
@@ -115,10 +129,8 @@ func (w *world) play() error {
 	if _, err := w.cli.Delete(w.ctx, "game/game-1"); err != nil {
 		return err
 	}
-	select {
-	case <-game1.lost:
-	case <-time.After(20 * time.Second):
-		return errors.New("game-1 does not come back")
+	if err := game1.waitUntilBack(w.ctx); err != nil {
+		return err
 	}
 
 	// A session finds a home on game-2, which dies: its next call is held for the window,
