@@ -40,6 +40,7 @@ func TestSnippetsOfOtherDocumentsAreCompiledCode(t *testing.T) {
 	for doc, dir := range map[string]string{
 		"docs/WORKS-WITH.md":        "e2e",
 		"docs/kubernetes/README.md": "e2e/cmd/pod",
+		"docs/guides/README.md":     "e2e/guides/discovery/both",
 	} {
 		code := goFiles(t, dir)
 		snippets := blocks(read(t, doc), "go")

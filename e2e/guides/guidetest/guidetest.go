@@ -4,6 +4,8 @@ package guidetest
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net"
 	"net/url"
 	"testing"
@@ -65,6 +67,20 @@ type game struct {
 
 func (g game) UnaryCall(context.Context, *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
 	return &testpb.SimpleResponse{Hostname: g.name}, nil
+}
+
+// FullDuplexCall answers each message with its name, until there are no more.
+func (g game) FullDuplexCall(stream testpb.TestService_FullDuplexCallServer) error {
+	for {
+		if _, err := stream.Recv(); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if err := stream.Send(&testpb.StreamingOutputCallResponse{Payload: &testpb.Payload{Body: []byte(g.name)}}); err != nil {
+			return err
+		}
+	}
 }
 
 // ServeFunc is the server of a guide: it serves and is registered until ctx ends.
