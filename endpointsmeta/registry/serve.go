@@ -29,7 +29,8 @@ func lastCalls(drainTimeout time.Duration) time.Duration {
 }
 
 // Calls counts the calls that a server has under way. Install it with
-// grpc.StatsHandler and hand it to [Serve] by [WithCalls]. The zero value is ready.
+// grpc.StatsHandler and hand it to [Serve] by [WithCalls]. The zero value is ready. It is
+// safe for concurrent use.
 type Calls struct{ n atomic.Int64 }
 
 // UnderWay returns how many calls, streams included, have begun and not ended. The streams
@@ -79,8 +80,8 @@ type serving struct {
 
 // Serve serves srv on lis, registered under service and m.ID, until ctx ends or srv
 // fails. It leaves in order: the record says draining, so that nothing new comes;
-// calls under way end (see [WithCalls]), for at most the drain timeout but its last
-// quarter, or 5s of it; the record is withdrawn; the server stops gracefully, and what is
+// calls under way end (see [WithCalls]); the record is withdrawn, at the latest when a
+// quarter of the drain timeout is left, or 5s; the server stops gracefully, and what is
 // left of it at the end of the drain timeout is cut. Streams that never end by themselves
 // therefore last for all of it.
 //
