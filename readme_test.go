@@ -42,14 +42,14 @@ func TestSnippetsOfOtherDocumentsAreCompiledCode(t *testing.T) {
 		"docs/kubernetes/README.md": {"e2e/cmd/pod"},
 		"docs/guides/README.md":     {"e2e/guides/discovery/both"},
 	} {
-		var code string
+		var code strings.Builder
 		for _, dir := range dirs {
-			code += goFiles(t, dir)
+			code.WriteString(goFiles(t, dir))
 		}
 		snippets := blocks(read(t, doc), "go")
 		require.NotEmpty(t, snippets)
 		for _, s := range snippets {
-			require.Contains(t, code, flat(s), doc)
+			require.Contains(t, code.String(), flat(s), doc)
 		}
 	}
 }
