@@ -37,15 +37,19 @@ func TestReadmeListsAllMetrics(t *testing.T) {
 }
 
 func TestSnippetsOfOtherDocumentsAreCompiledCode(t *testing.T) {
-	for doc, dir := range map[string]string{
-		"docs/WORKS-WITH.md":        "e2e",
-		"docs/kubernetes/README.md": "e2e/cmd/pod",
+	for doc, dirs := range map[string][]string{
+		"docs/WORKS-WITH.md":        {"e2e", "otelaffinity"},
+		"docs/kubernetes/README.md": {"e2e/cmd/pod"},
+		"docs/guides/README.md":     {"e2e/guides/discovery/both"},
 	} {
-		code := goFiles(t, dir)
+		var code strings.Builder
+		for _, dir := range dirs {
+			code.WriteString(goFiles(t, dir))
+		}
 		snippets := blocks(read(t, doc), "go")
 		require.NotEmpty(t, snippets)
 		for _, s := range snippets {
-			require.Contains(t, code, flat(s), doc)
+			require.Contains(t, code.String(), flat(s), doc)
 		}
 	}
 }
@@ -53,12 +57,12 @@ func TestSnippetsOfOtherDocumentsAreCompiledCode(t *testing.T) {
 // The documents name the tests that hold what they say.
 func TestTestsThatDocumentsNameExist(t *testing.T) {
 	var code strings.Builder
-	for _, dir := range []string{"e2e", "e2e/cmd/pod", "stickybalancer"} {
+	for _, dir := range []string{"e2e", "e2e/cmd/pod", "otelaffinity", "stickybalancer"} {
 		code.WriteString(goFiles(t, dir))
 	}
 	for _, doc := range []string{"docs/WORKS-WITH.md", "docs/kubernetes/README.md"} {
 		for _, name := range regexp.MustCompile("`(Test\\w+)").FindAllStringSubmatch(read(t, doc), -1) {
-			require.Contains(t, code.String(), "func "+name[1])
+			require.True(t, strings.Contains(code.String(), "func "+name[1]), "%s names %s", doc, name[1])
 		}
 	}
 }

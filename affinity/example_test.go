@@ -102,15 +102,56 @@ func ExampleFromContext() {
 // A server with interceptors of others: those of affinity come first, so that the key is
 // in the context of all.
 func ExampleServerOptions() {
-	log := func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	logging := func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		a, _ := affinity.FromContext(ctx)
 		fmt.Println("a call about", a.Key)
 		return handler(ctx, req)
 	}
 	srv := grpc.NewServer(append(
 		affinity.ServerOptions(affinity.WithServerID("game-1")),
-		grpc.ChainUnaryInterceptor(log))...)
+		grpc.ChainUnaryInterceptor(logging))...)
+	testpb.RegisterTestServiceServer(srv, rooms{})
+	lis := bufconn.Listen(1 << 16)
+	go srv.Serve(lis)
+	defer srv.Stop()
+
+	conn, err := grpc.NewClient("passthrough:///rooms", append(affinity.DialOptions(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))...)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+	ctx := affinity.WithKey(context.Background(), "room-42")
+	if _, err := testpb.NewTestServiceClient(conn).UnaryCall(ctx, &testpb.SimpleRequest{}); err != nil {
+		log.Fatal(err)
+	}
+	// Output: a call about room-42
+}
+
+// The same where the order of a server's chain is set by hand: ours come first, after those
+// that authenticate callers if WithTrust asks for them.
+func ExampleUnaryServerInterceptor() {
+	authenticate := func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		return handler(ctx, req)
+	}
+	signed := affinity.WithServerID("game-1")
+	srv := grpc.NewServer(
+		grpc.ChainUnaryInterceptor(authenticate, affinity.UnaryServerInterceptor(signed)),
+		grpc.ChainStreamInterceptor(affinity.StreamServerInterceptor(signed)))
 	srv.Stop()
+}
+
+// A client whose streams may stay behind when their session moves: a log that is being
+// read to its end, say.
+func ExampleWithMovedStreams() {
+	conn, err := grpc.NewClient("passthrough:///game", append(
+		affinity.DialOptions(affinity.WithMovedStreams(false)),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	if err != nil {
+		log.Fatal(err)
+	}
+	conn.Close()
 }
 
 // The interceptors by themselves, where the order of a chain is set by hand: on the client

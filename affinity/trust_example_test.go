@@ -51,6 +51,19 @@ func ExampleWithTrust() {
 	// affinity: incoming header affinity-id: the caller is not trusted to say where its calls go
 }
 
+// A server for anybody: what callers outside say of themselves does no harm, and they are
+// not told of servers.
+func ExampleStrip() {
+	conn, stop := serveRooms([]*room{{id: "game-1"}}, affinity.WithTrust(nil, affinity.Strip()))
+	defer stop()
+
+	var header metadata.MD
+	ctx := affinity.With(context.Background(), "game-1")
+	_, err := testpb.NewTestServiceClient(conn).UnaryCall(ctx, &testpb.SimpleRequest{}, grpc.Header(&header))
+	fmt.Println(err, header[affinity.IDHeader])
+	// Output: <nil> []
+}
+
 // gateway serves users, by servers that they do not see.
 type gateway struct {
 	testpb.UnimplementedTestServiceServer
@@ -132,6 +145,32 @@ func ExampleSealed() {
 	// servers that alice was on: 1
 	// mallory, by alice's id: true
 	// mallory, by a guess: true
+}
+
+// What is sealed for one user opens for nobody else: the id of a server, or the key of what
+// a user may come back to.
+func ExampleSealer() {
+	sealer, err := affinity.NewSealer(24*time.Hour, []byte("thirty-two bytes that are random"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	id, err := sealer.SealID("game-1", "alice")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(sealer.OpenID(id, "alice"))
+	_, err = sealer.OpenID(id, "mallory")
+	fmt.Println("mallory:", err != nil, errors.Is(err, affinity.ErrExpired))
+
+	key, err := sealer.SealKey("room-42", "alice")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(sealer.OpenKey(key, "alice"))
+	// Output:
+	// game-1 <nil>
+	// mallory: true false
+	// room-42 <nil>
 }
 
 // A web server keeps its users' sessions in their own cookies.

@@ -12,6 +12,8 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+
+	embedded "github.com/homing-grpc/homing/e2e/internal/etcd"
 )
 
 // etcd is a real etcd server in this process, on one address for all its life.
@@ -49,25 +51,15 @@ func freeURL(t testing.TB) url.URL {
 
 func (e *etcd) start() {
 	e.t.Helper()
-	cfg := embed.NewConfig()
-	cfg.Dir = e.dir
-	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{e.client}, []url.URL{e.client}
-	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{e.peer}, []url.URL{e.peer}
-	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
-	cfg.TickMs, cfg.ElectionMs = 20, 200
-	cfg.UnsafeNoFsync = true
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
-	if e.adjust != nil {
-		e.adjust(cfg)
-	}
 	var err error
-	e.server, err = embed.StartEtcd(cfg)
+	e.server, err = embedded.Start(e.dir, func(cfg *embed.Config) {
+		cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{e.client}, []url.URL{e.client}
+		cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{e.peer}, []url.URL{e.peer}
+		if e.adjust != nil {
+			e.adjust(cfg)
+		}
+	})
 	require.NoError(e.t, err)
-	select {
-	case <-e.server.Server.ReadyNotify():
-	case <-time.After(20 * time.Second):
-		e.t.Fatal("etcd did not come up")
-	}
 }
 
 func (e *etcd) stop() {

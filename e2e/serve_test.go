@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	official "go.etcd.io/etcd/client/v3/naming/resolver"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -117,6 +119,98 @@ func TestServeStaysWhileACallIsUnderWay(t *testing.T) {
 	}
 	require.NoError(t, stream.CloseSend())
 	require.NoError(t, <-ended)
+}
+
+// Whoever stays with a server that drains, or does not know that it does, calls on. The
+// server is never without a call, and loses none all the same.
+func TestServeLosesNoCallOfAServerThatIsNeverWithoutOne(t *testing.T) {
+	const drainTimeout = 4 * time.Second
+	for _, who := range []struct {
+		name string
+		dial func(*testing.T, *clientv3.Client) *channel
+		ctx  func() context.Context
+	}{
+		{"sessions", newDefaultChannel, func() context.Context { return affinity.NewSession("").Context(bg) }},
+		{"calls by id", newDefaultChannel, func() context.Context { return affinity.With(bg, "b") }},
+		{"clients of other code", newOfficialChannel, func() context.Context { return bg }},
+	} {
+		t.Run(who.name, func(t *testing.T) {
+			cli := startEtcd(t).newClient()
+			ctx, leave := context.WithCancel(bg)
+			defer leave()
+			ended := make(chan error, 2)
+			for _, id := range []string{"a", "b"} {
+				calls := new(registry.Calls)
+				s := newServer(t, id, grpc.StatsHandler(calls), grpc.ChainUnaryInterceptor(answerWhenTheNextHasCome()))
+				ctx := ctx
+				if id == "a" {
+					ctx = t.Context()
+				}
+				go func() {
+					ended <- registry.Serve(ctx, cli, service, s.grpc, s.lis, endpointsmeta.Meta{ID: id},
+						registry.WithCalls(calls), registry.WithDrainTimeout(drainTimeout))
+				}()
+			}
+			c := who.dial(t, cli)
+			c.sees("a", "b")
+
+			load, unload := context.WithCancel(bg)
+			var wg sync.WaitGroup
+			for range 16 {
+				ctx := who.ctx()
+				wg.Go(func() {
+					for load.Err() == nil {
+						if _, err := c.call(ctx); err != nil {
+							t.Errorf("lost: %v", err)
+						}
+					}
+				})
+			}
+			start := time.Now()
+			leave()
+			require.NoError(t, <-ended)
+			took := time.Since(start)
+			c.sees("a")
+			unload()
+			wg.Wait()
+			require.Greater(t, took, drainTimeout/2, "it was not without a call")
+			require.Less(t, took, drainTimeout+2*time.Second)
+		})
+	}
+}
+
+// answerWhenTheNextHasCome makes calls wait for each other, but not for long.
+func answerWhenTheNextHasCome() grpc.UnaryServerInterceptor {
+	var mu sync.Mutex
+	var last chan struct{}
+	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		mine := make(chan struct{})
+		mu.Lock()
+		if last != nil {
+			close(last)
+		}
+		last = mine
+		mu.Unlock()
+		select {
+		case <-mine:
+		case <-time.After(100 * time.Millisecond):
+		}
+		return handler(ctx, req)
+	}
+}
+
+func newDefaultChannel(t *testing.T, cli *clientv3.Client) *channel {
+	t.Helper()
+	return newChannel(t, cli, stickybalancer.Config{})
+}
+
+// newOfficialChannel is a client on etcd's own resolver and round_robin.
+func newOfficialChannel(t *testing.T, cli *clientv3.Client) *channel {
+	t.Helper()
+	b, err := official.NewBuilder(cli)
+	require.NoError(t, err)
+	return newChannelWith(t, b, stickybalancer.Config{}, grpc.WithDefaultServiceConfig(
+		`{"loadBalancingConfig":[{"round_robin":{}}]}`))
 }
 
 func TestServeRefusesAWildcardWithoutAnAdvertisedAddress(t *testing.T) {

@@ -106,7 +106,8 @@ func WithAdvertise(addr string) ServeOption {
 }
 
 // WithDrainTimeout bounds how long [Serve] takes to leave: after it, calls that
-// are still under way are cut. Default 30s.
+// are still under way are cut. The record goes at the latest when a quarter of it, or 5s,
+// is left: a server that is never without a call has that long for its last ones. Default 30s.
 func WithDrainTimeout(d time.Duration) ServeOption {
 	return serveOption(func(s *serving) error {
 		if d <= 0 {
@@ -120,6 +121,9 @@ func WithDrainTimeout(d time.Duration) ServeOption {
 // WithCalls lets [Serve] see the calls under way, so that it stays in the registry
 // until the last of them has ended. Calls must be the server's stats handler.
 // Without it, Serve stays for a moment, and calls end on connections that close.
+//
+// Sessions and calls by id stay with a server that drains, so that a busy one is seldom
+// without a call: it stays for as long as [WithDrainTimeout] has it.
 //
 // Between the calls of a client that only makes unary ones, none is under way: such
 // a client is told by the application, or finds its next server when the record goes.

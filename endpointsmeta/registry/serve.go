@@ -20,8 +20,17 @@ import (
 // has read the goodbye when the record goes.
 const drainNotice = 500 * time.Millisecond
 
+// lastCalls is how much of a drain timeout is for the calls that are under way when the
+// record goes. Sessions and calls by id stay with a server that drains, and clients of other
+// code do not know that it does: under enough of them it is never without a call, and those
+// of its last moment would be cut.
+func lastCalls(drainTimeout time.Duration) time.Duration {
+	return min(drainTimeout/4, 5*time.Second)
+}
+
 // Calls counts the calls that a server has under way. Install it with
-// grpc.StatsHandler and hand it to [Serve] by [WithCalls]. The zero value is ready.
+// grpc.StatsHandler and hand it to [Serve] by [WithCalls]. The zero value is ready. It is
+// safe for concurrent use.
 type Calls struct{ n atomic.Int64 }
 
 // UnderWay returns how many calls, streams included, have begun and not ended. The streams
@@ -71,10 +80,10 @@ type serving struct {
 
 // Serve serves srv on lis, registered under service and m.ID, until ctx ends or srv
 // fails. It leaves in order: the record says draining, so that nothing new comes;
-// calls under way end (see [WithCalls]), for at most the drain timeout; the record
-// is withdrawn; the server stops gracefully, and what is left of it at the end of
-// the drain timeout is cut. Streams that never end by themselves therefore last for
-// all of it.
+// calls under way end (see [WithCalls]); the record is withdrawn, at the latest when a
+// quarter of the drain timeout is left, or 5s; the server stops gracefully, and what is
+// left of it at the end of the drain timeout is cut. Streams that never end by themselves
+// therefore last for all of it.
 //
 // It returns nil when it has left in order after ctx ended. srv is stopped whenever
 // Serve returns.
@@ -154,14 +163,17 @@ func closeNow(ctx context.Context, reg *Registration) error {
 // leave withdraws and stops the server. An etcd that is away delays it by seconds
 // and is no error that anyone could act on: the lease ends by itself.
 func (s *serving) leave(ctx context.Context, reg *Registration, srv *grpc.Server) error {
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, s.drainTimeout)
 	defer cancel()
 	dctx, dcancel := context.WithTimeout(ctx, requestTimeout)
 	err := reg.Drain(dctx)
 	dcancel()
 	if err == nil && sleep(ctx, drainNotice) {
-		for s.calls != nil && s.calls.UnderWay() > 0 && sleep(ctx, 20*time.Millisecond) {
+		wctx, wcancel := context.WithTimeout(ctx, s.drainTimeout-lastCalls(s.drainTimeout)-time.Since(began))
+		for s.calls != nil && s.calls.UnderWay() > 0 && sleep(wctx, 20*time.Millisecond) {
 		}
+		wcancel()
 	}
 	if err := closeNow(ctx, reg); err != nil {
 		logger.Warningf("%v", err)

@@ -228,6 +228,22 @@ func TestAPodIsReadyWhenItIsRegistered(t *testing.T) {
 	ready.stop(t)
 }
 
+func TestAPodThatItsOperatorDrainsIsNotReady(t *testing.T) {
+	etcd, cli := guidetest.Etcd(t)
+	const word = "/homing/operator/game/game-0"
+	_, err := cli.Put(t.Context(), word, `{"draining":true}`)
+	require.NoError(t, err)
+	drained := start(t, "game-0", etcd, "")
+	guidetest.Soon(t, func() bool {
+		list, err := registry.List(t.Context(), cli, "game")
+		return err == nil && len(list) == 1 && list[0].Meta.Draining
+	}, "it is registered, and drains")
+	probe(t, drained, "registered", healthpb.HealthCheckResponse_NOT_SERVING)
+	_, err = cli.Delete(t.Context(), word)
+	require.NoError(t, err)
+	probe(t, drained, "registered", healthpb.HealthCheckResponse_SERVING)
+}
+
 func TestAPodWithoutEtcdIsAliveAndNotReadyAndCanBeStopped(t *testing.T) {
 	alone := start(t, "game-0", "127.0.0.1:1", "")
 	probe(t, alone, "", healthpb.HealthCheckResponse_SERVING)

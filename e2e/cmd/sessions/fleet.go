@@ -2,21 +2,19 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
-	"net/url"
 	"os"
 	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
 
 	"github.com/homing-grpc/homing/affinity"
+	"github.com/homing-grpc/homing/e2e/internal/etcd"
 	"github.com/homing-grpc/homing/endpointsmeta"
 	"github.com/homing-grpc/homing/endpointsmeta/registry"
 )
@@ -32,32 +30,15 @@ func startEtcd() (endpoint string, stop func(), err error) {
 	if err != nil {
 		return "", nil, err
 	}
-	anyPort := []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
-	cfg := embed.NewConfig()
-	cfg.Dir = dir
-	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = anyPort, anyPort
-	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = anyPort, anyPort
-	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
-	cfg.TickMs, cfg.ElectionMs = 20, 200
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
-	cfg.UnsafeNoFsync = true // nobody will miss this data
-	e, err := embed.StartEtcd(cfg)
-	stop = func() {
-		if e != nil {
-			e.Close()
-		}
+	e, err := etcd.Start(dir, nil)
+	if err != nil {
 		_ = os.RemoveAll(dir)
+		return "", nil, fmt.Errorf("start etcd: %w", err)
 	}
-	if err == nil {
-		select {
-		case <-e.Server.ReadyNotify():
-			return e.Clients[0].Addr().String(), stop, nil
-		case <-time.After(20 * time.Second):
-			err = errors.New("it is not ready after 20 s")
-		}
-	}
-	stop()
-	return "", nil, fmt.Errorf("start etcd: %w", err)
+	return e.Clients[0].Addr().String(), func() {
+		e.Close()
+		_ = os.RemoveAll(dir)
+	}, nil
 }
 
 // fleet is the servers, by id.

@@ -4,17 +4,19 @@ package guidetest
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net"
-	"net/url"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
+
+	"github.com/homing-grpc/homing/e2e/internal/etcd"
 )
 
 const deadline = 20 * time.Second
@@ -22,33 +24,14 @@ const deadline = 20 * time.Second
 // Etcd starts an etcd for the test, and returns its address and a client.
 func Etcd(t *testing.T) (string, *clientv3.Client) {
 	t.Helper()
-	cfg := embed.NewConfig()
-	cfg.Dir = t.TempDir()
-	clients, peers := []url.URL{freeURL(t)}, []url.URL{freeURL(t)}
-	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = clients, clients
-	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = peers, peers
-	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
-	cfg.TickMs, cfg.ElectionMs = 20, 200
-	cfg.UnsafeNoFsync = true
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
-	server, err := embed.StartEtcd(cfg)
+	server, err := etcd.Start(t.TempDir(), nil)
 	require.NoError(t, err)
 	t.Cleanup(server.Close)
-	select {
-	case <-server.Server.ReadyNotify():
-	case <-time.After(deadline):
-		require.Fail(t, "etcd did not come up")
-	}
-	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{clients[0].Host}, Logger: zap.NewNop()})
+	addr := server.Clients[0].Addr().String()
+	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{addr}, Logger: zap.NewNop()})
 	require.NoError(t, err)
 	t.Cleanup(func() { cli.Close() })
-	return clients[0].Host, cli
-}
-
-func freeURL(t *testing.T) url.URL {
-	lis := listen(t)
-	defer lis.Close()
-	return url.URL{Scheme: "http", Host: lis.Addr().String()}
+	return addr, cli
 }
 
 func listen(t *testing.T) net.Listener {
@@ -65,6 +48,20 @@ type game struct {
 
 func (g game) UnaryCall(context.Context, *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
 	return &testpb.SimpleResponse{Hostname: g.name}, nil
+}
+
+// FullDuplexCall answers each message with its name, until there are no more.
+func (g game) FullDuplexCall(stream testpb.TestService_FullDuplexCallServer) error {
+	for {
+		if _, err := stream.Recv(); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if err := stream.Send(&testpb.StreamingOutputCallResponse{Payload: &testpb.Payload{Body: []byte(g.name)}}); err != nil {
+			return err
+		}
+	}
 }
 
 // ServeFunc is the server of a guide: it serves and is registered until ctx ends.

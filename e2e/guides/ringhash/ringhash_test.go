@@ -1,10 +1,16 @@
 package ringhash
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/status"
 
 	"github.com/homing-grpc/homing/affinity"
 	"github.com/homing-grpc/homing/e2e/guides/guidetest"
@@ -48,6 +54,41 @@ func TestTheHeaderIsTheKey(t *testing.T) {
 		home := guidetest.Home(after.InRoom(t.Context(), room), t, one)
 		guidetest.Stays(after.InRoom(t.Context(), room), t, other, home)
 		guidetest.Stays(after.InRoomByContext(t.Context(), room), t, one, home)
+	}
+}
+
+// owner is a game of which all rooms are on one server.
+type owner struct {
+	testpb.TestServiceServer
+	name string
+}
+
+func (o owner) UnaryCall(ctx context.Context, r *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
+	if o.name != "game-1" {
+		return nil, affinity.Moved("game-1")
+	}
+	return o.TestServiceServer.UnaryCall(ctx, r)
+}
+
+func TestMovedIsFollowedByNewClientsAndAnErrorToOldOnes(t *testing.T) {
+	_, cli := guidetest.Etcd(t)
+	for i := range 2 {
+		guidetest.Start(t, cli, fmt.Sprint("game-", i), func(ctx context.Context, cli *clientv3.Client, name string, game testpb.TestServiceServer, lis net.Listener) error {
+			return servers.Serve(ctx, cli, name, owner{game, name}, lis)
+		})
+	}
+	conn, err := after.Dial(cli)
+	newClient := guidetest.Client(t, conn, err)
+	conn, err = before.Dial(cli)
+	oldClient := guidetest.Client(t, conn, err)
+	room := 0
+	guidetest.Soon(t, func() bool {
+		room++
+		_, err := guidetest.Who(before.InRoom(t.Context(), fmt.Sprint("room ", room)), oldClient)
+		return status.Code(err) == codes.FailedPrecondition
+	}, "an old client is refused")
+	for i := range 20 {
+		guidetest.Stays(after.InRoom(t.Context(), fmt.Sprint("room ", i)), t, newClient, "game-1")
 	}
 }
 

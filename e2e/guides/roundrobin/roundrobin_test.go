@@ -1,6 +1,7 @@
 package roundrobin
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -69,4 +70,28 @@ func TestARestartUnderTheSameIDKeepsCallersByID(t *testing.T) {
 	guidetest.Start(t, cli, "game-2", after.Serve)
 	guidetest.Sees(t, client, "game-1", "game-2")
 	guidetest.Stays(affinity.Require(t.Context(), "game-2"), t, client, "game-2")
+}
+
+// An old server puts its key without a look at what is there, once. So it must not start
+// before the new one under its name has left.
+func TestAnOldServerThatStartsTooEarlyIsInNobodysList(t *testing.T) {
+	_, cli := guidetest.Etcd(t)
+	ours := guidetest.Start(t, cli, "game-1", after.Serve)
+	guidetest.Start(t, cli, "game-2", after.Serve)
+	conn, err := before.Dial(cli)
+	client := guidetest.Client(t, conn, err)
+	guidetest.Sees(t, client, "game-1", "game-2")
+	puts := cli.Watch(t.Context(), "game/game-1")
+	early := guidetest.Start(t, cli, "game-1", before.Serve)
+	for _, addr := range []string{early.Addr, ours.Addr} {
+		for said := ""; !strings.Contains(said, addr); {
+			change := <-puts
+			said = string(change.Events[len(change.Events)-1].Kv.Value)
+		}
+	}
+	ours.Stop()
+	guidetest.Sees(t, client, "game-2")
+	early.Stop()
+	guidetest.Start(t, cli, "game-1", before.Serve)
+	guidetest.Sees(t, client, "game-1", "game-2")
 }

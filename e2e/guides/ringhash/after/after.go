@@ -25,6 +25,7 @@ func Dial(cli *clientv3.Client) (*grpc.ClientConn, error) {
 		grpc.WithDefaultServiceConfig(stickybalancer.Config{KeyHeader: "room"}.ServiceConfig()),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 	}
+	opts = append(opts, affinity.DialOptions()...)
 	return grpc.NewClient("etcd:///game", opts...)
 }
 
