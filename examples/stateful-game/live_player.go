@@ -58,7 +58,7 @@ func (g *liveGame) addPlayer() error {
 	if n >= len(names) {
 		name = fmt.Sprint(name, n/len(names)+1)
 	}
-	p := &livePlayer{game: g, name: name, session: affinity.NewSession("player-" + name), again: make(chan struct{}, 1)}
+	p := &livePlayer{game: g, name: name, session: affinity.NewSession("account-" + name), again: make(chan struct{}, 1)}
 	if err := p.connect(); err != nil {
 		return err
 	}

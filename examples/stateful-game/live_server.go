@@ -50,7 +50,11 @@ func (g *liveGame) addServer() error {
 		return err
 	}
 	if len(g.players) > 0 {
-		g.board.Note(page.Done, id+" joins. It takes nobody away from others: newcomers only.")
+		what := " joins. It takes nobody away from others: newcomers only."
+		if g.running != page.EtcdRunning {
+			what = " starts." + g.unheardLocked()
+		}
+		g.board.Note(page.Done, id+what)
 	}
 	return nil
 }
@@ -131,7 +135,7 @@ func (g *liveGame) drain(id string) error {
 	}
 	s.gone.begin(drained, time.Now())
 	g.becomesLocked(s, page.Draining)
-	g.board.Note(page.Done, id+" is told to leave. Its players may take their points along.")
+	g.board.Note(page.Done, id+" is told to leave. Its players may take their points along."+g.aloneLocked(id))
 	s.leave()
 	return nil
 }
@@ -146,7 +150,7 @@ func (g *liveGame) kill(id string) error {
 	if !s.lives() {
 		return fmt.Errorf("%s is %s", id, s.state)
 	}
-	g.board.Note(page.Done, fmt.Sprintf("%s is killed. Its players' calls wait %v for it to come back.", id, reconnectWindow))
+	g.board.Note(page.Done, fmt.Sprintf("%s is killed. Its players' calls wait %v for it to come back.%s", id, reconnectWindow, g.aloneLocked(id)))
 	g.killLocked(s)
 	return nil
 }
@@ -164,8 +168,26 @@ func (g *liveGame) restart(id string) error {
 	if err := g.startLocked(id); err != nil {
 		return err
 	}
-	g.board.Note(page.Done, id+" restarts, on another port and with nothing in memory.")
+	g.board.Note(page.Done, id+" restarts, on another port and with nothing in memory."+g.unheardLocked())
 	return nil
+}
+
+// aloneLocked says so if no server but this one is up.
+func (g *liveGame) aloneLocked(id string) string {
+	for _, s := range g.servers {
+		if s.id != id && s.state == page.Up {
+			return ""
+		}
+	}
+	return " No other server is up: calls fail until one is."
+}
+
+// unheardLocked says so if there is no etcd to tell players of a server that starts.
+func (g *liveGame) unheardLocked() string {
+	if g.running == page.EtcdRunning {
+		return ""
+	}
+	return " Nobody hears of it until etcd is back."
 }
 
 // answered is told that a server has answered, and returns which start of it that was.

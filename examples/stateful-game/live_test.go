@@ -1,7 +1,10 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
+	"context"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -153,6 +156,35 @@ func TestPlayersWithoutAServerWaitAndGoOn(t *testing.T) {
 	l.totals(9, 0, 9)
 }
 
+func (l *liveTest) lastNote() string {
+	notes := l.frame().Notes
+	return notes[len(notes)-1].Text
+}
+
+func TestWhoeverTakesTheLastServerIsToldWhatComesOfIt(t *testing.T) {
+	l := playLive(t)
+	const alone = " No other server is up: calls fail until one is."
+	require.NoError(t, l.kill("game-1"))
+	assert.NotContains(t, l.lastNote(), alone)
+	require.NoError(t, l.kill("game-2"))
+	assert.NotContains(t, l.lastNote(), alone)
+	require.NoError(t, l.drain("game-3"))
+	assert.Contains(t, l.lastNote(), alone)
+	require.NoError(t, l.kill("game-3"))
+	assert.Contains(t, l.lastNote(), alone)
+}
+
+func TestAServerThatNobodyHearsOfIsNotSaidToJoin(t *testing.T) {
+	l := playLive(t)
+	require.NoError(t, l.addServer())
+	assert.Equal(t, "game-4 joins. It takes nobody away from others: newcomers only.", l.lastNote())
+	require.NoError(t, l.stopEtcd())
+	require.NoError(t, l.addServer())
+	assert.Equal(t, "game-5 starts. Nobody hears of it until etcd is back.", l.lastNote())
+	require.NoError(t, l.restart("game-4"))
+	assert.Equal(t, "game-4 restarts, on another port and with nothing in memory. Nobody hears of it until etcd is back.", l.lastNote())
+}
+
 func TestWhatCannotBeDoneIsAnErrorThatSaysWhy(t *testing.T) {
 	l := playLive(t)
 	require.NoError(t, l.kill("game-1"))
@@ -269,4 +301,26 @@ func TestAnAddressThatIsTakenIsOneLine(t *testing.T) {
 	assert.Equal(t, 1, strings.Count(stderr.String(), "\n"))
 	assert.Contains(t, stderr.String(), "stateful-game: -http "+lis.Addr().String()+": ")
 	assert.Empty(t, stdout.String())
+}
+
+func TestAPageForAllTheNetworkIsCalledThat(t *testing.T) {
+	for addr, want := range map[string]bool{"127.0.0.1:0": false, "localhost:0": false, ":0": true} {
+		t.Run(addr, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var stderr bytes.Buffer
+			r, w := io.Pipe()
+			go func() {
+				defer w.Close()
+				run(ctx, []string{"-http", addr}, w, &stderr)
+			}()
+			lines := bufio.NewScanner(r)
+			require.True(t, lines.Scan())
+			cancel() // or it would go on for ever
+			said := lines.Scan() && strings.Contains(lines.Text(), "can see it and press its buttons")
+			assert.Equal(t, want, said, lines.Text())
+			for lines.Scan() {
+			}
+		})
+	}
 }

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // served serves a board for the test.
 func served(t *testing.T, b *Board, do Actions) *httptest.Server {
 	t.Helper()
-	srv := httptest.NewUnstartedServer(Handler(b, do))
+	srv := httptest.NewUnstartedServer(Handler(b, do, "games.example"))
 	ctx, cancel := context.WithCancel(context.Background())
 	srv.Config.BaseContext = func(net.Listener) context.Context { return ctx }
 	srv.Start()
@@ -116,6 +116,42 @@ func TestAPageOfAnotherOriginPressesNothing(t *testing.T) {
 	status, _ := ask(t, srv, "POST", "/do/kill/game-1", "Origin", srv.URL, "Sec-Fetch-Site", "same-origin")
 	assert.Equal(t, http.StatusOK, status)
 	assert.Equal(t, 1, pressed)
+}
+
+// TestAnotherSitesNameForThisMachineOpensNothing: to a browser such a site is the page's
+// own origin, for it asks the name that it came from.
+func TestAnotherSitesNameForThisMachineOpensNothing(t *testing.T) {
+	pressed := 0
+	h := Handler(NewBoard(), Actions{"kill": func(string) error { pressed++; return nil }}, "games.example")
+	for host, want := range map[string]int{
+		"127.0.0.1:8080":           http.StatusOK,
+		"[::1]:8080":               http.StatusOK,
+		"[fe80::1%25eth0]":         http.StatusOK,
+		"localhost:8080":           http.StatusOK,
+		"localhost":                http.StatusOK,
+		"mybox:8080":               http.StatusOK,
+		"mybox.local":              http.StatusOK,
+		"Games.example:8080":       http.StatusOK,
+		"evil.example:8080":        http.StatusForbidden,
+		"evil.example":             http.StatusForbidden,
+		"127.0.0.1.evil.example":   http.StatusForbidden,
+		"localhost.:8080":          http.StatusForbidden,
+		"games.example.evil":       http.StatusForbidden,
+		"evil.example:8080:8080":   http.StatusForbidden,
+		"mybox.local.evil.example": http.StatusForbidden,
+	} {
+		for _, path := range []string{"POST /do/kill/game-1", "GET /"} {
+			method, path, _ := strings.Cut(path, " ")
+			r := httptest.NewRequest(method, path, nil)
+			r.Host = host
+			r.Header.Set("Origin", "http://"+host)
+			r.Header.Set("Sec-Fetch-Site", "same-origin")
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			assert.Equal(t, want, w.Code, "%s %s at %s", method, path, host)
+		}
+	}
+	assert.Equal(t, 8, pressed)
 }
 
 // watch reads a stream of frames until the test ends.
