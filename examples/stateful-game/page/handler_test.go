@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -212,6 +213,43 @@ func TestManyChangesAreFewFrames(t *testing.T) {
 	}
 	<-done
 	assert.LessOrEqual(t, frames, 2+int(time.Since(began)/pace))
+}
+
+// lastConn is a listener that has one connection to give.
+type lastConn chan net.Conn
+
+func (l lastConn) Accept() (net.Conn, error) {
+	if c, ok := <-l; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+func (lastConn) Addr() net.Addr { return &net.TCPAddr{} }
+func (lastConn) Close() error   { return nil }
+
+func TestAReaderWhoTakesNothingIsLetGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		page, left := Handler(NewBoard(), nil, ""), make(chan time.Time, 1)
+		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			page.ServeHTTP(w, r)
+			left <- time.Now()
+		})}
+		client, server := net.Pipe() // which buffers nothing
+		defer client.Close()
+		lis := make(lastConn, 1)
+		lis <- server
+		close(lis)
+		go func() { _ = srv.Serve(lis) }()
+		began := time.Now()
+		_, err := io.WriteString(client, "GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+		require.NoError(t, err)
+		select {
+		case at := <-left:
+			assert.Equal(t, patience, at.Sub(began))
+		case <-time.After(time.Hour):
+			t.Error("it waits for ever")
+		}
+	})
 }
 
 func TestAReaderWhoComesBackGetsItAll(t *testing.T) {
