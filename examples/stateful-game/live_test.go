@@ -5,15 +5,21 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/homing-grpc/homing/affinity"
+	"github.com/homing-grpc/homing/examples/stateful-game/gamepb"
 	"github.com/homing-grpc/homing/examples/stateful-game/page"
 )
 
@@ -154,6 +160,83 @@ func TestPlayersWithoutAServerWaitAndGoOn(t *testing.T) {
 	require.NoError(t, l.addServer())
 	l.until("all are on the one that there is", func(page.Frame) bool { return len(l.at("game-4")) == 9 })
 	l.totals(9, 0, 9)
+}
+
+func TestAStartIsFollowedByTheNextUnderItsID(t *testing.T) {
+	l := playLive(t)
+	first := l.servers["game-2"]
+	require.NoError(t, l.kill("game-2"))
+	require.NoError(t, l.restart("game-2"))
+	l.until("the next one answers", func(page.Frame) bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return !l.servers["game-2"].there.since.IsZero()
+	})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	assert.False(t, first.there.excuses(time.Now().Add(2*time.Hour), time.Hour), "it was back within the hour")
+}
+
+// TestTwoWhoPressWhateverThereIsLoseNobody: all is well once they are done.
+func TestTwoWhoPressWhateverThereIsLoseNobody(t *testing.T) {
+	l := playLive(t)
+	do := l.actions()
+	names := slices.Sorted(maps.Keys(do))
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			for range 200 {
+				_ = do[names[rand.IntN(len(names))]]([]string{"", "game-1", "game-2", "game-3", "game-4", "game-5"}[rand.IntN(6)])
+				time.Sleep(time.Duration(rand.IntN(20)) * time.Millisecond)
+			}
+		})
+	}
+	wg.Wait()
+	l.until("etcd is back", func(f page.Frame) bool {
+		_ = l.startEtcd()
+		return *f.Etcd == page.EtcdRunning
+	})
+	l.until("all servers are back", func(f page.Frame) bool {
+		up := true
+		for _, s := range f.Servers {
+			up = up && s.State == page.Up
+			if s.State == page.Left || s.State == page.Killed {
+				_ = l.restart(s.ID)
+			}
+		}
+		return up
+	})
+	l.served()
+
+	// The servers are asked who is there. A move takes a moment, so more than once.
+	conn, err := l.dial()
+	require.NoError(t, err)
+	defer conn.Close()
+	var shown, held map[string][]string
+	if !assert.Eventually(t, func() bool {
+		shown, held = make(map[string][]string), make(map[string][]string)
+		f := l.frame()
+		for _, p := range f.Players {
+			shown[p.Name] = []string{p.At}
+		}
+		for _, s := range f.Servers {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			world, err := gamepb.NewGameClient(conn).Look(affinity.Require(ctx, s.ID), &gamepb.LookRequest{})
+			cancel()
+			if err != nil {
+				return false
+			}
+			for _, p := range world.GetPlayers() {
+				held[p.GetPlayer()] = append(held[p.GetPlayer()], s.ID)
+			}
+		}
+		return maps.EqualFunc(shown, held, slices.Equal)
+	}, deadline, pollTime) {
+		t.Errorf("the page shows %v, the servers hold %v", shown, held)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	assert.Len(t, shown, len(l.players))
 }
 
 func (l *liveTest) lastNote() string {
