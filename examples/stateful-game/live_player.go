@@ -237,13 +237,13 @@ func (p *livePlayer) answeredBy(id, addr string, unknown bool) {
 	p.held = cmp.Or(g.answered(id, addr), held)
 	switch {
 	case held == nil:
-		g.story.tell(page.Came, "Newcomers:", p.name+" on "+id, "", 0)
+		g.story.tell(page.Came, "Newcomers:", p.name+" on "+id, ".", 0)
 	case old != id:
 		g.moved(p.name, held, id, points, unknown)
 	case unknown:
 		g.story.tell(page.Lost, fmt.Sprintf("%s has lost its memory. Its players stay and start again:", id), p.name, "; %d points are lost.", points)
 	case p.back:
-		g.story.tell(page.Came, "Reconnected, to where they were:", p.name, "", 0)
+		g.story.tell(page.Came, "Reconnected, to where they were:", p.name, ".", 0)
 	}
 	p.back = false
 	if unknown {
