@@ -2,8 +2,11 @@ package main
 
 import (
 	"fmt"
+	"net"
+	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
@@ -144,6 +147,30 @@ func TestThePageFindsTheNextGameByItself(t *testing.T) {
 	p.settled()
 	assert.Empty(t, js[string](p, `document.getElementById("says").textContent`))
 	p.eventually(`Number(getComputedStyle(document.querySelector("main")).opacity === "1")`, 1, "what it shows is true again")
+}
+
+func TestThePageTriesAgainWhenSomethingElseHasAnswered(t *testing.T) {
+	p := openPage(t)
+	p.end()
+	addr := strings.Trim(strings.TrimPrefix(p.url, "http:"), "/")
+	lis, err := net.Listen("tcp", addr)
+	require.NoError(t, err)
+	asked := make(chan struct{}, 100)
+	other := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusBadGateway) // to which browsers do not come back by themselves
+		asked <- struct{}{}
+	})}
+	go func() { _ = other.Serve(lis) }()
+	for range 2 {
+		select {
+		case <-asked:
+		case <-time.After(deadline):
+			t.Error("the page has given up")
+		}
+	}
+	require.NoError(t, other.Close())
+	startLive(t, addr)
+	p.eventually(`Number(document.body.matches(".stale"))`, 0, "a page that is out of date")
 }
 
 // seen makes a tab believe that it is in sight, or not.

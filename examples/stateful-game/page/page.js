@@ -24,7 +24,11 @@ function listen() {
   if (document.hidden) return;
   events = new EventSource("events");
   events.onmessage = (e) => apply(JSON.parse(e.data));
-  events.onerror = () => answers(false);
+  events.onerror = () => {
+    answers(false);
+    // It comes back by itself, but not to what has answered without being the game.
+    if (events.readyState === EventSource.CLOSED) setTimeout(listen, 1000);
+  };
   events.onopen = () => answers(true);
 }
 document.addEventListener("visibilitychange", listen);
@@ -255,7 +259,9 @@ const lattice = (() => {
         known.set(name, { places, scale: scale.toFixed(2) });
       }
     }
-    return known.get(name);
+    const found = known.get(name);
+    if (known.size > 100) known.clear(); // a window that is resized has many sizes
+    return found;
   };
 })();
 
