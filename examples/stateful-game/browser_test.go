@@ -112,8 +112,10 @@ func startLive(t *testing.T, addr string) (url string, end func()) {
 		}
 	}
 	t.Cleanup(end)
-	line, err := bufio.NewReader(r).ReadString('\n')
+	lines := bufio.NewReader(r)
+	line, err := lines.ReadString('\n')
 	require.NoError(t, err, "%s", &stderr)
+	go func() { _, _ = io.Copy(io.Discard, lines) }()
 	url, ok := strings.CutPrefix(strings.TrimSuffix(line, ", until Ctrl-C\n"), "the game is at ")
 	require.True(t, ok, line)
 	return url, end
@@ -221,6 +223,18 @@ func (p *livePage) glides() (count func() int) {
 		return true;
 	})()`)
 	return func() int { return js[int](p, `window.glided.size`) }
+}
+
+// halfway holds the dots that glide in the middle of their ways, until goOn.
+func (p *livePage) halfway() {
+	p.t.Helper()
+	js[int](p, `(window.held = document.getAnimations().filter((a) => a instanceof CSSTransition && a.effect.target.matches(".dot")))
+		.map((a) => { a.pause(); a.currentTime = 480; }).length`)
+}
+
+func (p *livePage) goOn() {
+	p.t.Helper()
+	js[int](p, `window.held.map((a) => a.play()).length`)
 }
 
 // sees makes the page believe in some media features.

@@ -30,8 +30,9 @@ func runLive(ctx context.Context, out io.Writer, addr, service string) (int, err
 		return exitWrong, err
 	}
 
+	host, _, _ := net.SplitHostPort(addr)
 	srv := &http.Server{
-		Handler:           page.Handler(g.board, g.actions()),
+		Handler:           page.Handler(g.board, g.actions(), host),
 		ReadHeaderTimeout: 10 * time.Second,
 		// So that the streams of events end when ctx does.
 		BaseContext: func(net.Listener) context.Context { return ctx },
@@ -39,6 +40,9 @@ func runLive(ctx context.Context, out io.Writer, addr, service string) (int, err
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(lis) }()
 	fmt.Fprintf(out, "the game is at %s, until Ctrl-C\n", urlOf(lis.Addr()))
+	if tcp, ok := lis.Addr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() {
+		fmt.Fprintf(out, "whoever reaches port %d of this machine can see it and press its buttons; with -http 127.0.0.1:%[1]d nobody else can\n", tcp.Port)
+	}
 	select {
 	case err := <-ended:
 		return exitWrong, err

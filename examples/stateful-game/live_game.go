@@ -182,7 +182,7 @@ func (g *liveGame) look(client gamepb.GameClient) {
 		cancel()
 		g.called(err)
 		if err == nil {
-			g.answered(sign.id())
+			g.answered(sign.id(), sign.addr())
 			g.board.Server(sign.id(), func(s *page.Server) { s.Keyless++ })
 		}
 		select {

@@ -2,8 +2,11 @@ package main
 
 import (
 	"fmt"
+	"net"
+	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
@@ -39,8 +42,11 @@ func TestAServerDrainedOnThePageGivesAwayItsDotsAndTheirPoints(t *testing.T) {
 	p.eventually(`[...document.querySelectorAll(".dot")].filter((d) => !/: [1-9]\d* points/.test(d.title)).length`, 0, "players without points")
 
 	p.press("drain", leaver)
-	p.becomes(island(leaver), "left")
 	p.eventually(counterJS("needed"), len(there), "each of them needs one move")
+	p.halfway()
+	p.screenshot("moving") // README.md shows it
+	p.goOn()
+	p.becomes(island(leaver), "left")
 	p.settled()
 	assert.Zero(t, p.counter("needless"))
 	p.eventually(`[...document.querySelectorAll("#notes li")].filter((n) => / points go along\./.test(n.textContent)).length`, 1, "notes of what they took along")
@@ -133,11 +139,114 @@ func TestThePageFindsTheNextGameByItself(t *testing.T) {
 	p.becomes(island("game-1"), "killed")
 	p.end()
 	p.eventually(`Number(document.getElementById("says").textContent === "The game does not answer. Trying again…")`, 1, "what the page says")
+	p.eventually(`Number(getComputedStyle(document.querySelector("main")).opacity < 0.6)`, 1, "what it shows fades")
+	p.screenshot("stale")
 	startLive(t, strings.Trim(strings.TrimPrefix(p.url, "http:"), "/"))
 	p.eventually(`document.querySelectorAll(".dot[data-at^=game]").length`, 9, "players of the next game")
 	p.becomes(island("game-1"), "up")
 	p.settled()
 	assert.Empty(t, js[string](p, `document.getElementById("says").textContent`))
+	p.eventually(`Number(getComputedStyle(document.querySelector("main")).opacity === "1")`, 1, "what it shows is true again")
+}
+
+func TestThePageTriesAgainWhenSomethingElseHasAnswered(t *testing.T) {
+	p := openPage(t)
+	p.end()
+	addr := strings.Trim(strings.TrimPrefix(p.url, "http:"), "/")
+	lis, err := net.Listen("tcp", addr)
+	require.NoError(t, err)
+	asked := make(chan struct{}, 100)
+	other := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusBadGateway) // to which browsers do not come back by themselves
+		asked <- struct{}{}
+	})}
+	go func() { _ = other.Serve(lis) }()
+	for range 2 {
+		select {
+		case <-asked:
+		case <-time.After(deadline):
+			t.Error("the page has given up")
+		}
+	}
+	require.NoError(t, other.Close())
+	startLive(t, addr)
+	p.eventually(`Number(document.body.matches(".stale"))`, 0, "a page that is out of date")
+}
+
+// seen makes a tab believe that it is in sight, or not.
+func seen(yes bool) string {
+	return fmt.Sprintf(`(() => {
+		Object.defineProperty(document, "hidden", { configurable: true, value: %t });
+		document.dispatchEvent(new Event("visibilitychange"));
+		return true;
+	})()`, !yes)
+}
+
+// TestTabsOutOfSightLeaveTheConnectionsToOthers: a browser has six to a host.
+func TestTabsOutOfSightLeaveTheConnectionsToOthers(t *testing.T) {
+	first := openPage(t)
+	js[bool](first, seen(false))
+	for n := range 7 {
+		ctx, cancel := chromedp.NewContext(first.ctx)
+		t.Cleanup(cancel)
+		require.NoError(t, chromedp.Do(ctx)) // the tab lasts as long as ctx
+		tab := &livePage{t: t, ctx: ctx}
+		tab.do(chromedp.Navigate(first.url))
+		tab.eventually(`document.querySelectorAll(".dot[data-at^=game]").length`, 9+n, "players in the next tab")
+		tab.press("add-player", "")
+		tab.eventually(`document.querySelectorAll(".dot[data-at^=game]").length`, 10+n, "players with a new one")
+		js[bool](tab, seen(false))
+	}
+	assert.Equal(t, 9, js[int](first, `document.querySelectorAll(".dot").length`), "nobody looks")
+	js[bool](first, seen(true))
+	first.eventually(`document.querySelectorAll(".dot[data-at^=game]").length`, 16, "all there are, once somebody does")
+}
+
+func TestThePageTellsWhatHasHappenedOnce(t *testing.T) {
+	p := openPage(t)
+	p.press("reconnect", "") // so that there are some notes
+	p.eventually(`Number(/^Reconnected,.* The devices /.test(document.getElementById("latest").textContent))`, 1, "both in one go")
+	p.do(chromedp.Navigate(p.url))
+	p.eventually(`Number(/^Reconnected,(?!.* The devices )/.test(document.getElementById("latest").textContent))`, 1, "a page that comes later tells the last alone")
+	js[bool](p, `(() => {
+		window.told = [];
+		new MutationObserver(() => told.push(document.getElementById("latest").textContent))
+			.observe(document.getElementById("latest"), { childList: true });
+		return true;
+	})()`)
+	victim, there := p.busiest()
+	p.press("kill", victim)
+	p.eventually(counterJS("needed"), len(there), "each of them needs one move")
+	p.eventually(`Number(/Needed moves:/.test(told.at(-1)))`, 1, "why they have moved")
+	assert.LessOrEqual(t, len(js[[]string](p, `told`)), 3, "not once for each of them")
+	assert.Empty(t, js[[]string](p, `[...document.querySelectorAll("#notes, #notes *, #dots *")]
+		.filter((e) => e.ariaLive || /log|status|alert/.test(e.role)).map((e) => e.outerHTML)`), "told twice")
+}
+
+func TestThePageSaysHowManyWait(t *testing.T) {
+	p := openPage(t)
+	for _, id := range []string{"game-1", "game-2", "game-3"} {
+		p.press("kill", id)
+	}
+	p.eventually(`[...document.querySelectorAll(".island .state")].reduce((sum, s) => sum + Number(s.textContent.match(/^killed, (\d) waiting$/)?.[1] || 0), 0)`, 9, "players who wait")
+	p.eventually(`document.querySelectorAll(".dot[data-state=waiting]").length`, 9, "dots that show it")
+	assert.Empty(t, js[[]string](p, `[...document.querySelectorAll(".dot")].filter((d) => getComputedStyle(d).opacity < 1).map((d) => d.outerHTML)`), "letters that cannot be read")
+	p.screenshot("waiting")
+}
+
+func TestAServerThatIsAddedOnThePageShiftsNothing(t *testing.T) {
+	p := openPage(t)
+	const where = `[...document.querySelectorAll(".island:nth-child(-n+3) button, .bar button")].map((b) => b.getBoundingClientRect().top + scrollY)`
+	before := js[[]float64](p, where)
+	p.press("add-server", "")
+	p.becomes(island("game-4"), "up")
+	assert.Equal(t, before, js[[]float64](p, where))
+}
+
+func TestThePageSaysWhatANeededMoveIs(t *testing.T) {
+	p := openPage(t)
+	assert.Contains(t, js[string](p, `document.querySelector(".title p").textContent.replace(/\s+/g, " ")`),
+		fmt.Sprintf("A move is needed if the server drains or is dead for %v, else needless.", reconnectWindow))
 }
 
 func TestThePageFitsAPhone(t *testing.T) {
@@ -151,8 +260,24 @@ func TestThePageFitsAPhone(t *testing.T) {
 		const r = e.getBoundingClientRect();
 		return r.width < 44 || r.height < 44 || e.scrollWidth > e.clientWidth;
 	}).map((e) => e.outerHTML)`), "too small for a thumb, or for its label")
+	assert.Empty(t, js[[]string](p, `(() => {
+		events.close();
+		showTotals({ needed: 9999, needless: 123, told: 99_999, calls: 123_456, failed: 1_234_567 });
+		return [...document.querySelectorAll(".tile dd")].filter((e) => {
+			const range = document.createRange();
+			range.selectNodeContents(e);
+			return range.getBoundingClientRect().right > e.parentElement.getBoundingClientRect().right - 2;
+		}).map((e) => e.textContent);
+	})()`), "counters that do not fit after a while")
+	js[bool](p, `(listen(), true)`)
 	p.press("kill", "game-1")
 	p.becomes(island("game-1"), "killed")
+	p.eventually(`Number(/^game-1 (is|was) killed\./.test(document.getElementById("latest").textContent))`, 1, "what has just happened")
+	js[bool](p, `(scrollTo(0, document.body.scrollHeight), true)`)
+	assert.Empty(t, js[[]string](p, `[...document.querySelectorAll("#latest, .tile")].filter((e) => {
+		const r = e.getBoundingClientRect();
+		return r.height < 20 || r.top < 0 || r.bottom > innerHeight;
+	}).map((e) => e.outerHTML)`), "out of sight, far down the page")
 	p.screenshot("phone")
 }
 
@@ -169,7 +294,8 @@ func TestThePageIsReadableInDarkAndInLight(t *testing.T) {
 	assert.NotEqual(t, paper["light"], paper["dark"])
 }
 
-// lowContrast is the text of the page that WCAG calls hard to read, with the colours.
+// lowContrast is the text of the page that WCAG calls hard to read, with the colours, and
+// the buttons whose edges are hard to see.
 const lowContrast = `(() => {
 	const rgb = (c) => c.match(/[\d.]+/g).map(Number);
 	const light = (c) => rgb(c).slice(0, 3).map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
@@ -185,6 +311,8 @@ const lowContrast = `(() => {
 		if (!e.textContent || e.matches("[aria-disabled=true]")) continue;
 		const ink = getComputedStyle(e).color, paper = under(e);
 		const [a, b] = [light(ink), light(paper)].sort((x, y) => y - x);
+		const edge = light(getComputedStyle(e).borderTopColor), [c, d] = [edge, light(paper)].sort((x, y) => y - x);
+		if (e.matches("button") && (c + 0.05) / (d + 0.05) < 3) bad.push("edge of " + e.textContent);
 		if ((a + 0.05) / (b + 0.05) < 4.5) bad.push([e.className || e.tagName, e.textContent.trim().slice(0, 20), ink, paper].join(" "));
 	}
 	return bad;

@@ -58,7 +58,7 @@ func (g *liveGame) addPlayer() error {
 	if n >= len(names) {
 		name = fmt.Sprint(name, n/len(names)+1)
 	}
-	p := &livePlayer{game: g, name: name, session: affinity.NewSession("player-" + name), again: make(chan struct{}, 1)}
+	p := &livePlayer{game: g, name: name, session: affinity.NewSession("account-" + name), again: make(chan struct{}, 1)}
 	if err := p.connect(); err != nil {
 		return err
 	}
@@ -224,26 +224,26 @@ func (p *livePlayer) call(ctx context.Context, do func(context.Context, ...grpc.
 	waits.Stop()
 	p.game.called(err)
 	if answered(err) {
-		p.answeredBy(sign.id(), err != nil)
+		p.answeredBy(sign.id(), sign.addr(), err != nil)
 	}
 	return st, err
 }
 
 // answeredBy is the truth about where the player is: whoever answers holds the state,
 // or has none and says so.
-func (p *livePlayer) answeredBy(id string, unknown bool) {
+func (p *livePlayer) answeredBy(id, addr string, unknown bool) {
 	g, old, points, held := p.game, p.home, p.score, p.held
 	p.home = id
-	p.held = cmp.Or(g.answered(id), held)
+	p.held = cmp.Or(g.answered(id, addr), held)
 	switch {
 	case held == nil:
-		g.story.tell(page.Came, "Newcomers:", p.name+" on "+id, "", 0)
+		g.story.tell(page.Came, "Newcomers:", p.name+" on "+id, ".", 0)
 	case old != id:
 		g.moved(p.name, held, id, points, unknown)
 	case unknown:
 		g.story.tell(page.Lost, fmt.Sprintf("%s has lost its memory. Its players stay and start again:", id), p.name, "; %d points are lost.", points)
 	case p.back:
-		g.story.tell(page.Came, "Reconnected, to where they were:", p.name, "", 0)
+		g.story.tell(page.Came, "Reconnected, to where they were:", p.name, ".", 0)
 	}
 	p.back = false
 	if unknown {
@@ -270,7 +270,7 @@ func answered(err error) bool { return err == nil || status.Code(err) == codes.N
 // moved judges a player who is answered by another server than the one that held them.
 func (g *liveGame) moved(player string, held *liveServer, to string, points int64, lost bool) {
 	g.mu.Lock()
-	from, why, needed := held.id, held.gone.why, held.gone.excuses(time.Now(), reconnectWindow)
+	from, why, needed := held.id, held.there.why, held.there.excuses(time.Now(), reconnectWindow)
 	g.mu.Unlock()
 	g.board.Count(func(t *page.Totals) {
 		if needed {
@@ -288,7 +288,7 @@ func (g *liveGame) moved(player string, held *liveServer, to string, points int6
 	case why == "":
 		kind, head = page.Needless, fmt.Sprintf("%s is there. Needless moves:", from)
 	case !needed:
-		kind, head = page.Needless, fmt.Sprintf("%s was %s just now. Needless moves:", from, why)
+		kind, head = page.Needless, fmt.Sprintf("%s was not dead for %v. Needless moves:", from, reconnectWindow)
 	case lost && why == drained:
 		kind, head = page.Lost, fmt.Sprintf("%s was drained, and not everything was taken along. Needed moves:", from)
 	}

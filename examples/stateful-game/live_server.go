@@ -28,8 +28,7 @@ type liveServer struct {
 
 	// Those are guarded by the game's mu.
 	state page.ServerState
-	gone  absence
-	prev  *liveServer // under the same id, until this one has answered somebody
+	there presence
 }
 
 // die ends the server as kill -9 does. First its etcd client, or it would sign off: to
@@ -50,7 +49,11 @@ func (g *liveGame) addServer() error {
 		return err
 	}
 	if len(g.players) > 0 {
-		g.board.Note(page.Done, id+" joins. It takes nobody away from others: newcomers only.")
+		what := " joins. It takes nobody away from others: newcomers only."
+		if g.running != page.EtcdRunning {
+			what = " starts." + g.unheardLocked()
+		}
+		g.board.Note(page.Done, id+what)
 	}
 	return nil
 }
@@ -70,7 +73,10 @@ func (g *liveGame) startLocked(id string) error {
 		return err
 	}
 	ctx, leave := context.WithCancel(context.WithoutCancel(g.ctx))
-	s := &liveServer{id: id, cli: cli, lis: &wiredListener{Listener: lis}, leave: leave, prev: g.servers[id]}
+	s := &liveServer{id: id, cli: cli, lis: &wiredListener{Listener: lis}, leave: leave}
+	if was := g.servers[id]; was != nil {
+		was.there.next = &s.there
+	}
 	g.servers[id] = s
 	g.board.Server(id, func(is *page.Server) { is.Addr = lis.Addr().String() })
 	g.becomesLocked(s, page.Starting)
@@ -113,7 +119,7 @@ func (g *liveGame) ended(s *liveServer, err error) {
 		g.becomesLocked(s, page.Left)
 		g.board.Note(page.Done, s.id+" has left, in good order.")
 	default:
-		s.gone.begin(killed, time.Now())
+		s.there.end(killed, time.Now())
 		g.becomesLocked(s, page.Killed)
 		g.board.Note(page.Done, fmt.Sprintf("%s failed: %v", s.id, err))
 	}
@@ -129,9 +135,9 @@ func (g *liveGame) drain(id string) error {
 	if s.state != page.Up {
 		return fmt.Errorf("%s is %s", id, s.state)
 	}
-	s.gone.begin(drained, time.Now())
+	s.there.end(drained, time.Now())
 	g.becomesLocked(s, page.Draining)
-	g.board.Note(page.Done, id+" is told to leave. Its players may take their points along.")
+	g.board.Note(page.Done, id+" is told to leave. Its players may take their points along."+g.aloneLocked(id))
 	s.leave()
 	return nil
 }
@@ -146,7 +152,7 @@ func (g *liveGame) kill(id string) error {
 	if !s.lives() {
 		return fmt.Errorf("%s is %s", id, s.state)
 	}
-	g.board.Note(page.Done, fmt.Sprintf("%s is killed. Its players' calls wait %v for it to come back.", id, reconnectWindow))
+	g.board.Note(page.Done, fmt.Sprintf("%s is killed. Its players' calls wait %v for it to come back.%s", id, reconnectWindow, g.aloneLocked(id)))
 	g.killLocked(s)
 	return nil
 }
@@ -164,24 +170,38 @@ func (g *liveGame) restart(id string) error {
 	if err := g.startLocked(id); err != nil {
 		return err
 	}
-	g.board.Note(page.Done, id+" restarts, on another port and with nothing in memory.")
+	g.board.Note(page.Done, id+" restarts, on another port and with nothing in memory."+g.unheardLocked())
 	return nil
 }
 
-// answered is told that a server has answered, and returns which start of it that was.
-func (g *liveGame) answered(id string) *liveServer {
+// aloneLocked says so if no server but this one is up.
+func (g *liveGame) aloneLocked(id string) string {
+	for _, s := range g.servers {
+		if s.id != id && s.state == page.Up {
+			return ""
+		}
+	}
+	return " No other server is up: calls fail until one is."
+}
+
+// unheardLocked says so if there is no etcd to tell players of a server that starts.
+func (g *liveGame) unheardLocked() string {
+	if g.running == page.EtcdRunning {
+		return ""
+	}
+	return " Nobody hears of it until etcd is back."
+}
+
+// answered is told that the server with this id has answered from addr, and returns
+// which start of it that was: nil if it was none that is there now.
+func (g *liveGame) answered(id, addr string) *liveServer {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	s := g.servers[id]
-	if s == nil {
+	if s == nil || s.lis.Addr().String() != addr {
 		return nil
 	}
-	if s.state == page.Starting && s.prev != nil {
-		return s.prev // the answer is as old as the restart
-	}
-	for ; s.prev != nil; s.prev = s.prev.prev {
-		s.prev.gone.end(time.Now())
-	}
+	s.there.answers(time.Now())
 	return s
 }
 
@@ -189,7 +209,7 @@ func (g *liveGame) answered(id string) *liveServer {
 func (s *liveServer) lives() bool { return s.state != page.Left && s.state != page.Killed }
 
 func (g *liveGame) killLocked(s *liveServer) {
-	s.gone.begin(killed, time.Now())
+	s.there.end(killed, time.Now())
 	g.becomesLocked(s, page.Killed)
 	s.die()
 }

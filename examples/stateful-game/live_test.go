@@ -1,16 +1,25 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
+	"context"
+	"io"
+	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/homing-grpc/homing/affinity"
+	"github.com/homing-grpc/homing/examples/stateful-game/gamepb"
 	"github.com/homing-grpc/homing/examples/stateful-game/page"
 )
 
@@ -153,6 +162,112 @@ func TestPlayersWithoutAServerWaitAndGoOn(t *testing.T) {
 	l.totals(9, 0, 9)
 }
 
+func TestAStartIsFollowedByTheNextUnderItsID(t *testing.T) {
+	l := playLive(t)
+	first := l.servers["game-2"]
+	require.NoError(t, l.kill("game-2"))
+	require.NoError(t, l.restart("game-2"))
+	l.until("the next one answers", func(page.Frame) bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return !l.servers["game-2"].there.since.IsZero()
+	})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	assert.False(t, first.there.excuses(time.Now().Add(2*time.Hour), time.Hour), "it was back within the hour")
+}
+
+// TestTwoWhoPressWhateverThereIsLoseNobody: all is well once they are done.
+func TestTwoWhoPressWhateverThereIsLoseNobody(t *testing.T) {
+	l := playLive(t)
+	do := l.actions()
+	names := slices.Sorted(maps.Keys(do))
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			for range 200 {
+				_ = do[names[rand.IntN(len(names))]]([]string{"", "game-1", "game-2", "game-3", "game-4", "game-5"}[rand.IntN(6)])
+				time.Sleep(time.Duration(rand.IntN(20)) * time.Millisecond)
+			}
+		})
+	}
+	wg.Wait()
+	l.until("etcd is back", func(f page.Frame) bool {
+		_ = l.startEtcd()
+		return *f.Etcd == page.EtcdRunning
+	})
+	l.until("all servers are back", func(f page.Frame) bool {
+		up := true
+		for _, s := range f.Servers {
+			up = up && s.State == page.Up
+			if s.State == page.Left || s.State == page.Killed {
+				_ = l.restart(s.ID)
+			}
+		}
+		return up
+	})
+	l.served()
+
+	// The servers are asked who is there. A move takes a moment, so more than once.
+	conn, err := l.dial()
+	require.NoError(t, err)
+	defer conn.Close()
+	var shown, held map[string][]string
+	if !assert.Eventually(t, func() bool {
+		shown, held = make(map[string][]string), make(map[string][]string)
+		f := l.frame()
+		for _, p := range f.Players {
+			shown[p.Name] = []string{p.At}
+		}
+		for _, s := range f.Servers {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			world, err := gamepb.NewGameClient(conn).Look(affinity.Require(ctx, s.ID), &gamepb.LookRequest{})
+			cancel()
+			if err != nil {
+				return false
+			}
+			for _, p := range world.GetPlayers() {
+				held[p.GetPlayer()] = append(held[p.GetPlayer()], s.ID)
+			}
+		}
+		return maps.EqualFunc(shown, held, slices.Equal)
+	}, deadline, pollTime) {
+		t.Errorf("the page shows %v, the servers hold %v", shown, held)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	assert.Len(t, shown, len(l.players))
+}
+
+func (l *liveTest) lastNote() string {
+	notes := l.frame().Notes
+	return notes[len(notes)-1].Text
+}
+
+func TestWhoeverTakesTheLastServerIsToldWhatComesOfIt(t *testing.T) {
+	l := playLive(t)
+	const alone = " No other server is up: calls fail until one is."
+	require.NoError(t, l.kill("game-1"))
+	assert.NotContains(t, l.lastNote(), alone)
+	require.NoError(t, l.kill("game-2"))
+	assert.NotContains(t, l.lastNote(), alone)
+	require.NoError(t, l.drain("game-3"))
+	assert.Contains(t, l.lastNote(), alone)
+	require.NoError(t, l.kill("game-3"))
+	assert.Contains(t, l.lastNote(), alone)
+}
+
+func TestAServerThatNobodyHearsOfIsNotSaidToJoin(t *testing.T) {
+	l := playLive(t)
+	require.NoError(t, l.addServer())
+	assert.Equal(t, "game-4 joins. It takes nobody away from others: newcomers only.", l.lastNote())
+	require.NoError(t, l.stopEtcd())
+	require.NoError(t, l.addServer())
+	assert.Equal(t, "game-5 starts. Nobody hears of it until etcd is back.", l.lastNote())
+	require.NoError(t, l.restart("game-4"))
+	assert.Equal(t, "game-4 restarts, on another port and with nothing in memory. Nobody hears of it until etcd is back.", l.lastNote())
+}
+
 func TestWhatCannotBeDoneIsAnErrorThatSaysWhy(t *testing.T) {
 	l := playLive(t)
 	require.NoError(t, l.kill("game-1"))
@@ -174,33 +289,47 @@ func TestWhatCannotBeDoneIsAnErrorThatSaysWhy(t *testing.T) {
 }
 
 func TestAMoveIsNeededOnlyIfTheServerThatHeldThePlayerIsGone(t *testing.T) {
-	const window = time.Second
+	const window, notice, never = 10 * noticeTime, noticeTime, time.Duration(-1)
+	type next struct{ from, until time.Duration } // of answers
 	for name, tc := range map[string]struct {
 		why    string
 		after  time.Duration // the move
-		back   time.Duration // of the next one under the id; 0: never
+		then   []next
 		needed bool
 	}{
 		"one that is there":                      {after: time.Hour},
 		"one that drains":                        {why: drained, needed: true},
-		"one that has drained, and is back":      {why: drained, after: 2, back: 1, needed: true},
+		"one that has drained, and is back":      {why: drained, after: 2, then: []next{{1, never}}, needed: true},
 		"a dead one, inside the window":          {why: killed, after: window - 1},
 		"a dead one, after the window":           {why: killed, after: window, needed: true},
-		"a dead one that was back in the window": {why: killed, after: time.Hour, back: window - 1},
-		"a dead one that was back too late":      {why: killed, after: time.Hour, back: window, needed: true},
+		"a dead one that was back in the window": {why: killed, after: time.Hour, then: []next{{window - notice, never}}},
+		"a dead one that was back too late":      {why: killed, after: time.Hour, then: []next{{window - notice + 1, never}}, needed: true},
+		"a dead one that answers nobody":         {why: killed, after: time.Hour, then: []next{{never, never}}, needed: true},
+		"a dead one that was hardly back":        {why: killed, after: time.Hour, then: []next{{1, notice}}, needed: true},
+		"a dead one that was back for a while":   {why: killed, after: time.Hour, then: []next{{1, 1 + notice}}},
+		"a dead one that was back in the end":    {why: killed, after: time.Hour, then: []next{{1, 2}, {never, 3}, {4, never}}},
+		"a dead one that came and went":          {why: killed, after: time.Hour, then: []next{{1, 2}, {never, 3}, {window, never}}, needed: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var a absence
+			var p presence
 			now := time.Now()
 			if tc.why != "" {
-				a.begin(tc.why, now)
-				a.begin(killed, now.Add(1)) // what comes second does not count
+				p.end(tc.why, now)
+				p.end(killed, now.Add(1)) // what comes second does not count
 			}
-			if tc.back > 0 {
-				a.end(now.Add(tc.back))
-				a.end(now.Add(time.Hour)) // nor does that
+			last := &p
+			for _, n := range tc.then {
+				last.next = new(presence)
+				last = last.next
+				if n.from != never {
+					last.answers(now.Add(n.from))
+					last.answers(now.Add(time.Hour)) // nor does that
+				}
+				if n.until != never {
+					last.end(killed, now.Add(n.until))
+				}
 			}
-			assert.Equal(t, tc.needed, a.excuses(now.Add(tc.after), window))
+			assert.Equal(t, tc.needed, p.excuses(now.Add(tc.after), window))
 		})
 	}
 }
@@ -210,31 +339,30 @@ func TestANeedlessMoveIsCalledThat(t *testing.T) {
 	g := &liveGame{board: b, story: story{board: b}}
 	g.moved("ada", &liveServer{id: "game-1"}, "game-2", 7, true)
 	dead := &liveServer{id: "game-3"}
-	dead.gone.begin(killed, time.Now())
+	dead.there.end(killed, time.Now())
 	g.moved("bo", dead, "game-2", 8, true)
 	f, _, _ := b.Since(0)
 	assert.Equal(t, page.Totals{Needless: 2}, *f.Totals)
 	require.Len(t, f.Notes, 2)
 	assert.Equal(t, "game-1 is there. Needless moves: ada to game-2; 7 points are lost.", f.Notes[0].Text)
-	assert.Equal(t, "game-3 was killed just now. Needless moves: bo to game-2; 8 points are lost.", f.Notes[1].Text)
+	assert.Equal(t, "game-3 was not dead for 1.5s. Needless moves: bo to game-2; 8 points are lost.", f.Notes[1].Text)
 	assert.Equal(t, page.Needless, f.Notes[0].Kind)
 }
 
-func TestAServerIsAwayUntilTheNextOneUnderItsIDAnswers(t *testing.T) {
-	first := &liveServer{id: "game-1", state: page.Killed}
-	second := &liveServer{id: "game-1", state: page.Killed, prev: first}
-	third := &liveServer{id: "game-1", state: page.Starting, prev: second}
-	g := &liveGame{servers: map[string]*liveServer{"game-1": third}}
-	for _, s := range []*liveServer{first, second} {
-		s.gone.begin(killed, time.Now())
+func TestAnAnswerIsOfTheStartThatItCameFrom(t *testing.T) {
+	var starts []*liveServer
+	for range 2 {
+		lis, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		defer lis.Close()
+		starts = append(starts, &liveServer{id: "game-1", lis: &wiredListener{Listener: lis}})
 	}
-	assert.Same(t, second, g.answered("game-1"), "what has just begun to start cannot have answered")
-	assert.Zero(t, first.gone.until)
-	third.state = page.Up
-	assert.Same(t, third, g.answered("game-1"))
-	assert.NotZero(t, first.gone.until)
-	assert.NotZero(t, second.gone.until)
-	assert.Nil(t, third.prev, "the dead are not kept")
+	g := &liveGame{servers: map[string]*liveServer{"game-1": starts[1]}}
+	assert.Nil(t, g.answered("game-1", starts[0].lis.Addr().String()), "it was killed meanwhile")
+	assert.Zero(t, starts[1].there.since)
+	assert.Same(t, starts[1], g.answered("game-1", starts[1].lis.Addr().String()))
+	assert.NotZero(t, starts[1].there.since)
+	assert.Nil(t, g.answered("game-2", starts[1].lis.Addr().String()), "there is none")
 }
 
 func TestWhatHappensToManyIsOneNote(t *testing.T) {
@@ -269,4 +397,26 @@ func TestAnAddressThatIsTakenIsOneLine(t *testing.T) {
 	assert.Equal(t, 1, strings.Count(stderr.String(), "\n"))
 	assert.Contains(t, stderr.String(), "stateful-game: -http "+lis.Addr().String()+": ")
 	assert.Empty(t, stdout.String())
+}
+
+func TestAPageForAllTheNetworkIsCalledThat(t *testing.T) {
+	for addr, want := range map[string]bool{"127.0.0.1:0": false, "localhost:0": false, ":0": true} {
+		t.Run(addr, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var stderr bytes.Buffer
+			r, w := io.Pipe()
+			go func() {
+				defer w.Close()
+				run(ctx, []string{"-http", addr}, w, &stderr)
+			}()
+			lines := bufio.NewScanner(r)
+			require.True(t, lines.Scan())
+			cancel() // or it would go on for ever
+			said := lines.Scan() && strings.Contains(lines.Text(), "can see it and press its buttons")
+			assert.Equal(t, want, said, lines.Text())
+			for lines.Scan() {
+			}
+		})
+	}
 }

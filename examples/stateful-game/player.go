@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/homing-grpc/homing/affinity"
@@ -71,14 +72,25 @@ func (t *tally) count(what string, err error) {
 
 // signature is where a unary call leaves the signature of the server that
 // answered.
-type signature struct{ header, trailer metadata.MD }
+type signature struct {
+	header, trailer metadata.MD
+	peer            peer.Peer
+}
 
 func (s *signature) options() []grpc.CallOption {
-	return []grpc.CallOption{grpc.Header(&s.header), grpc.Trailer(&s.trailer)}
+	return []grpc.CallOption{grpc.Header(&s.header), grpc.Trailer(&s.trailer), grpc.Peer(&s.peer)}
 }
 
 // id is in the header, or in the trailer of a call that failed early.
 func (s *signature) id() string { return signedBy(s.header, s.trailer) }
+
+// addr is where the answer came from.
+func (s *signature) addr() string {
+	if s.peer.Addr == nil {
+		return ""
+	}
+	return s.peer.Addr.String()
+}
 
 func signedBy(mds ...metadata.MD) string {
 	for _, md := range mds {

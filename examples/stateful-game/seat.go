@@ -55,6 +55,7 @@ func takeSeat(ctx context.Context, client gamepb.GameClient, name string) (*seat
 
 func (s *seat) read(ctx context.Context) {
 	defer close(s.done)
+	defer s.cancel() // or its context is kept for as long as the one that it is derived from
 	for {
 		event, err := s.stream.Recv()
 		if err != nil {

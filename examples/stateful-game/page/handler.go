@@ -7,7 +7,10 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
+	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -28,8 +31,9 @@ type Actions map[string]func(server string) error
 
 // Handler serves the page at /, what changes on the board at /events, and the actions
 // at POST /do/{action} and /do/{action}/{server}. It refuses actions that a page of
-// another origin asks for.
-func Handler(board *Board, actions Actions) http.Handler {
+// another origin asks for, and whatever is asked of a name that can belong to somebody
+// else: see [trusted]. host is a name that is trusted as well, "" if there is none.
+func Handler(board *Board, actions Actions, host string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", document())
 	mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) { stream(w, r, board) })
@@ -53,7 +57,35 @@ func Handler(board *Board, actions Actions) http.Handler {
 	own.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusForbidden, "only the page itself may do that")
 	}))
-	return own.Handler(mux)
+	return named(own.Handler(mux), host)
+}
+
+// named refuses requests to names that are not trusted.
+func named(next http.Handler, host string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if name := hostname(r.Host); !trusted(name) && !strings.EqualFold(name, host) {
+			answer(w, http.StatusForbidden, fmt.Sprintf("this page is not at %q: open it by an IP address or as localhost", name))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// hostname is hostport without the port, and without the brackets of an IPv6 address.
+func hostname(hostport string) string {
+	if host, _, err := net.SplitHostPort(hostport); err == nil {
+		return host
+	}
+	return strings.Trim(hostport, "[]")
+}
+
+// trusted reports whether name cannot be in the public DNS. A site that can have its own
+// name resolved to this machine (DNS rebinding) is of the same origin as the page then,
+// so that browsers let it press the buttons.
+func trusted(name string) bool {
+	_, err := netip.ParseAddr(name)
+	return err == nil || !strings.Contains(name, ".") ||
+		strings.HasSuffix(name, ".local") || strings.HasSuffix(name, ".localhost")
 }
 
 func document() http.HandlerFunc {

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -24,7 +25,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // served serves a board for the test.
 func served(t *testing.T, b *Board, do Actions) *httptest.Server {
 	t.Helper()
-	srv := httptest.NewUnstartedServer(Handler(b, do))
+	srv := httptest.NewUnstartedServer(Handler(b, do, "games.example"))
 	ctx, cancel := context.WithCancel(context.Background())
 	srv.Config.BaseContext = func(net.Listener) context.Context { return ctx }
 	srv.Start()
@@ -118,6 +119,42 @@ func TestAPageOfAnotherOriginPressesNothing(t *testing.T) {
 	assert.Equal(t, 1, pressed)
 }
 
+// TestAnotherSitesNameForThisMachineOpensNothing: to a browser such a site is the page's
+// own origin, for it asks the name that it came from.
+func TestAnotherSitesNameForThisMachineOpensNothing(t *testing.T) {
+	pressed := 0
+	h := Handler(NewBoard(), Actions{"kill": func(string) error { pressed++; return nil }}, "games.example")
+	for host, want := range map[string]int{
+		"127.0.0.1:8080":           http.StatusOK,
+		"[::1]:8080":               http.StatusOK,
+		"[fe80::1%25eth0]":         http.StatusOK,
+		"localhost:8080":           http.StatusOK,
+		"localhost":                http.StatusOK,
+		"mybox:8080":               http.StatusOK,
+		"mybox.local":              http.StatusOK,
+		"Games.example:8080":       http.StatusOK,
+		"evil.example:8080":        http.StatusForbidden,
+		"evil.example":             http.StatusForbidden,
+		"127.0.0.1.evil.example":   http.StatusForbidden,
+		"localhost.:8080":          http.StatusForbidden,
+		"games.example.evil":       http.StatusForbidden,
+		"evil.example:8080:8080":   http.StatusForbidden,
+		"mybox.local.evil.example": http.StatusForbidden,
+	} {
+		for _, path := range []string{"POST /do/kill/game-1", "GET /"} {
+			method, path, _ := strings.Cut(path, " ")
+			r := httptest.NewRequest(method, path, nil)
+			r.Host = host
+			r.Header.Set("Origin", "http://"+host)
+			r.Header.Set("Sec-Fetch-Site", "same-origin")
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			assert.Equal(t, want, w.Code, "%s %s at %s", method, path, host)
+		}
+	}
+	assert.Equal(t, 8, pressed)
+}
+
 // watch reads a stream of frames until the test ends.
 func watch(t *testing.T, srv *httptest.Server) (next func() Frame, end func()) {
 	t.Helper()
@@ -176,6 +213,43 @@ func TestManyChangesAreFewFrames(t *testing.T) {
 	}
 	<-done
 	assert.LessOrEqual(t, frames, 2+int(time.Since(began)/pace))
+}
+
+// lastConn is a listener that has one connection to give.
+type lastConn chan net.Conn
+
+func (l lastConn) Accept() (net.Conn, error) {
+	if c, ok := <-l; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+func (lastConn) Addr() net.Addr { return &net.TCPAddr{} }
+func (lastConn) Close() error   { return nil }
+
+func TestAReaderWhoTakesNothingIsLetGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		page, left := Handler(NewBoard(), nil, ""), make(chan time.Time, 1)
+		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			page.ServeHTTP(w, r)
+			left <- time.Now()
+		})}
+		client, server := net.Pipe() // which buffers nothing
+		defer client.Close()
+		lis := make(lastConn, 1)
+		lis <- server
+		close(lis)
+		go func() { _ = srv.Serve(lis) }()
+		began := time.Now()
+		_, err := io.WriteString(client, "GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+		require.NoError(t, err)
+		select {
+		case at := <-left:
+			assert.Equal(t, patience, at.Sub(began))
+		case <-time.After(time.Hour):
+			t.Error("it waits for ever")
+		}
+	})
 }
 
 func TestAReaderWhoComesBackGetsItAll(t *testing.T) {

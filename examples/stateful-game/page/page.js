@@ -15,10 +15,28 @@ const reduced = matchMedia("(prefers-reduced-motion: reduce)");
 
 // --- what comes from the game ---
 
-const events = new EventSource("events");
-events.onmessage = (e) => apply(JSON.parse(e.data));
-events.onerror = () => say("The game does not answer. Trying again…");
-events.onopen = () => say("");
+let events;
+
+// listen has no stream while nobody looks: a browser has six connections to a host, for
+// the streams and buttons of all its tabs. The next stream begins with all there is.
+function listen() {
+  events?.close();
+  if (document.hidden) return;
+  events = new EventSource("events");
+  events.onmessage = (e) => apply(JSON.parse(e.data));
+  events.onerror = () => {
+    answers(false);
+    // It comes back by itself, but not to what has answered without being the game.
+    if (events.readyState === EventSource.CLOSED) setTimeout(listen, 1000);
+  };
+  events.onopen = () => answers(true);
+}
+document.addEventListener("visibilitychange", listen);
+
+function answers(yes) {
+  document.body.classList.toggle("stale", !yes);
+  say(yes ? "" : "The game does not answer. Trying again…", !yes);
+}
 
 function apply(frame) {
   if (frame.whole) forget(frame);
@@ -27,6 +45,7 @@ function apply(frame) {
   for (const s of frame.servers || []) showServer(s, frame.whole);
   for (const p of frame.players || []) showPlayer(p);
   for (const n of frame.notes || []) showNote(n);
+  tell((frame.notes || []).slice(frame.whole ? -1 : 0));
   if (frame.servers || frame.players) arrange();
 }
 
@@ -67,7 +86,7 @@ function showEtcd(state) {
 function showTotals(t) {
   for (const name of ["needed", "needless", "told", "calls", "failed"]) {
     const n = t[name];
-    text($(name), n.toLocaleString("en", n < 10000 ? {} : { notation: "compact", maximumFractionDigits: 1 }));
+    text($(name), n.toLocaleString("en", n < 10000 ? {} : { notation: "compact", maximumSignificantDigits: 3 }));
   }
   $("needless-tile").classList.toggle("bad", t.needless > 0);
   $("needless-tile").classList.toggle("good", t.needless === 0);
@@ -93,7 +112,6 @@ function showServer(is, quiet) {
   if (!quiet) sparks(s, is.keyless - s.is.keyless);
   s.is = is;
   s.el.dataset.state = is.state;
-  text(s.el.querySelector(".state"), is.state);
   able(s.el.querySelector("[data-do=drain]"), is.state === "up");
   able(s.el.querySelector("[data-do=kill]"), ["starting", "up", "draining"].includes(is.state));
 }
@@ -153,6 +171,26 @@ function showNote(n) {
   text(li.lastChild, n.text);
 }
 
+// tell says what has just happened, the last first, where it is heard and where a phone
+// shows it. It waits for a moment, because a note grows while one player after the other
+// moves.
+const tell = (() => {
+  const untold = new Map();
+  let soon = 0;
+  return (notes) => {
+    for (const n of notes) {
+      untold.delete(n.n);
+      untold.set(n.n, n.text);
+    }
+    if (!untold.size || soon) return;
+    soon = setTimeout(() => {
+      text($("latest"), [...untold.values()].reverse().join(" "));
+      untold.clear();
+      soon = 0;
+    }, 1000);
+  };
+})();
+
 // --- where the dots are ---
 
 // centre returns the middle of an element, as seen from the corner of the sea.
@@ -171,6 +209,11 @@ function arrange() {
   }
   for (const s of servers.values()) {
     const here = there.get(s.is.id) || [];
+    const those = (state) => {
+      const n = here.filter((p) => p.is.state === state).length;
+      return n ? `, ${n} ${state}` : "";
+    };
+    text(s.el.querySelector(".state"), s.is.state + (those("waiting") || those("packing")));
     text(s.el.querySelector(".facts"),
       `${here.length} player${here.length === 1 ? "" : "s"} · ${s.is.keyless.toLocaleString("en")} keyless · ${s.is.addr.replace(/.*:/, ":")}`);
     settle(here, centre(s.land), s.land.offsetWidth - 56, s.land.offsetHeight - 52);
@@ -216,7 +259,9 @@ const lattice = (() => {
         known.set(name, { places, scale: scale.toFixed(2) });
       }
     }
-    return known.get(name);
+    const found = known.get(name);
+    if (known.size > 100) known.clear(); // a window that is resized has many sizes
+    return found;
   };
 })();
 
@@ -251,7 +296,13 @@ function sparks(server, n) {
 
 // --- buttons ---
 
-function say(s) { text($("says"), s); }
+// say shows a message: for a while, or until the next.
+let unsay = 0;
+function say(s, stays) {
+  text($("says"), s);
+  clearTimeout(unsay);
+  if (s && !stays) unsay = setTimeout(say, 10000, "");
+}
 
 document.addEventListener("click", async (e) => {
   const button = e.target.closest("button[data-do]");
@@ -271,3 +322,5 @@ document.addEventListener("click", async (e) => {
     say("The game does not answer.");
   }
 });
+
+listen();
