@@ -43,16 +43,20 @@ func UnaryClientInterceptor(opts ...ClientOption) grpc.UnaryClientInterceptor {
 	return func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoker grpc.UnaryInvoker, callOpts ...grpc.CallOption) error {
 		c := o.newCall(o.withKey(ctx, method, req), cc)
 		do := func(c *call) error {
-			if c.binding == nil {
+			if c.binding == nil && !o.policy.inDoubt(c) {
 				out, err := outgoing(c.ctx, "")
 				if err != nil {
 					return err
 				}
 				return invoker(out, method, req, reply, cc, callOpts...)
 			}
-			return c.invoke(func(ctx context.Context, md ...grpc.CallOption) error {
-				return invoker(ctx, method, req, reply, cc, append(callOpts[:len(callOpts):len(callOpts)], md...)...)
-			})
+			invoke := func(ctx context.Context, more ...grpc.CallOption) error {
+				return invoker(ctx, method, req, reply, cc, append(callOpts[:len(callOpts):len(callOpts)], more...)...)
+			}
+			if c.binding == nil {
+				return o.policy.invoke(c, invoke)
+			}
+			return c.invoke(invoke)
 		}
 		err := do(&c)
 		if err == nil {

@@ -17,12 +17,14 @@ type ClientOption interface{ applyClient(*clientOptions) }
 // ServerOption changes what the server interceptors do. A nil one is ignored.
 type ServerOption interface{ applyServer(*serverOptions) }
 
-// clientOptions is what ClientOptions set. Only target is written after newClient.
+// clientOptions is what ClientOptions set. Only target and policy are written after
+// newClient.
 type clientOptions struct {
 	keyFunc     func(ctx context.Context, method string, req any) string
 	keepStreams bool // of sessions that have moved
 
 	target atomic.Pointer[channelTarget]
+	policy policy
 }
 
 type clientOptionFunc func(*clientOptions)

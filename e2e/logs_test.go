@@ -40,7 +40,7 @@ func (l *grpcLog) V(level int) bool { return l.on.Load() && level <= 2 }
 
 func (l *grpcLog) keep(severity string, args []any) {
 	line := fmt.Sprintln(args...)
-	if l.on.Load() && (strings.Contains(line, "[stickybalancer]") || strings.Contains(line, "[homing-registry]")) {
+	if l.on.Load() && (strings.Contains(line, "[stickybalancer]") || strings.Contains(line, "[homing-registry]") || strings.Contains(line, "[affinity]")) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.all = append(l.all, severity+" "+line)

@@ -1,7 +1,7 @@
 package stickybalancer
 
 import (
-	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -103,7 +103,7 @@ func (p *policy) applyLocked(news news, now time.Time, newConfig, newAttrs bool)
 	}
 	p.listErr = nil
 	if news.listed == 0 {
-		p.listErr = errors.New("the resolver's list is empty")
+		p.listErr = fmt.Errorf("the resolver's list for %q is empty", p.target.Value())
 	}
 	if membership {
 		p.membersLocked()

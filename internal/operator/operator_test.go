@@ -46,6 +46,7 @@ func TestAWrongCallIsOneLineThatNamesTheValue(t *testing.T) {
 		{[]string{"weight", "game/a", "4294967296"}, `got "4294967296"`},
 		{[]string{"weight", "game/a", "3", "--reset"}, "got 2 arguments"},
 		{[]string{"where", "k"}, "service must be named"},
+		{[]string{"where", "game", "k"}, "homing where -s SERVICE KEY, got 2 arguments"},
 		{[]string{"where", "help"}, "service must be named"},
 		{[]string{"drain", "h"}, `service of "h" must be named`},
 		{[]string{"where", "-s", "game", ""}, "key must not be empty"},

@@ -23,7 +23,7 @@ func whereCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "where",
 		Usage:     "tell where a key lives: its home, and the next two",
-		ArgsUsage: "KEY",
+		ArgsUsage: "-s SERVICE KEY",
 		Description: `The home is where calls by the key go, and the next ones are where they go when those
 before have left, by the balancer's own code. It knows of etcd only: a client that
 cannot reach the home, or a session that lives elsewhere, goes elsewhere.
