@@ -4,6 +4,7 @@ import (
 	"context"
 	"log"
 	"net"
+	"os"
 	"os/signal"
 	"syscall"
 
@@ -35,8 +36,8 @@ func server() error {
 	if err != nil {
 		return err
 	}
-	// SIGTERM ends ctx: Serve then drains, leaves the registry, and returns nil.
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	// A signal ends ctx: Serve then drains, leaves the registry, and returns nil.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 
 	calls := new(registry.Calls)

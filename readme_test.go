@@ -57,10 +57,10 @@ func TestSnippetsOfOtherDocumentsAreCompiledCode(t *testing.T) {
 // The documents name the tests that hold what they say.
 func TestTestsThatDocumentsNameExist(t *testing.T) {
 	var code strings.Builder
-	for _, dir := range []string{"e2e", "e2e/cmd/pod", "otelaffinity", "stickybalancer"} {
+	for _, dir := range []string{"affinity", "e2e", "e2e/cmd/pod", "otelaffinity", "stickybalancer"} {
 		code.WriteString(goFiles(t, dir))
 	}
-	for _, doc := range []string{"docs/WORKS-WITH.md", "docs/kubernetes/README.md"} {
+	for _, doc := range []string{"docs/WORKS-WITH.md", "docs/kubernetes/README.md", "docs/FAQ.md", "README.md"} {
 		for _, name := range regexp.MustCompile("`(Test\\w+)").FindAllStringSubmatch(read(t, doc), -1) {
 			require.True(t, strings.Contains(code.String(), "func "+name[1]), "%s names %s", doc, name[1])
 		}

@@ -154,3 +154,20 @@ func TestReleaseOutsideAHandlerIsAnError(t *testing.T) {
 		require.ErrorContains(t, affinity.Release(ctx), "affinity: Release: ")
 	})
 }
+
+// How a server that drains hands a session over: it saves the state, and lets go.
+func TestASessionThatADrainingServerReleasesGoesOnElsewhere(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s, m := w.sessionAt("a")
+		w.game("a").onUnary(logout)
+		w.drain("a", "b", "c")
+		w.reaches("a", s.Context(bg)) // which saves
+		for range 3 {
+			server, err := w.call(s.Context(bg))
+			require.NoError(t, err)
+			require.NotEqual(t, "a", server)
+			require.Equal(t, server, s.ID(worldTarget))
+		}
+		m.are(t)
+	})
+}

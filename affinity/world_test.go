@@ -242,6 +242,17 @@ func (w *world) list(names ...string) {
 	synctest.Wait()
 }
 
+// drain makes the resolver report that the first of these servers drains.
+func (w *world) drain(names ...string) {
+	var eps []resolver.Endpoint
+	for n, name := range names {
+		ep := resolver.Endpoint{Addresses: []resolver.Address{{Addr: "at-" + name}}}
+		eps = append(eps, endpointsmeta.Set(ep, endpointsmeta.Meta{ID: name, Draining: n == 0}))
+	}
+	w.resolver.CC().UpdateState(resolver.State{Endpoints: eps})
+	synctest.Wait()
+}
+
 // listPlain reports them without metadata.
 func (w *world) listPlain(names ...string) {
 	var eps []resolver.Endpoint
