@@ -37,7 +37,9 @@
 // The operator's word outlives the server, as long as it is not lifted and etcd does not
 // lose its data: a server that starts under the id heeds it from its first record on. It
 // takes one watch more for each registration, and a small read once in 5/3 of the TTL. A
-// server whose etcd user may not read the key goes on without, and warns once. In the
+// server whose etcd user may not read the key goes on without, and warns; if the right is
+// taken while it runs, what it heeded stays: who takes a role away did not say that the
+// server is to serve again. It asks on, and follows when it may. In the
 // metadata of its record, "intent" is the revision of the key that it heeds, and "started"
 // is when it registered, by its own clock.
 //

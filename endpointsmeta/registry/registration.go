@@ -84,7 +84,7 @@ type Registration struct {
 	// What follows belongs to watchIntent, and to Register before that is there.
 	intentSeen int64              // the revision of the intent that was read last, 0 if there was none
 	intentAt   *pb.ResponseHeader // of etcd, when Register read it; nil if it may not
-	warned     bool               // that it may not be read
+	warned     bool               // that it may not be read, since when it last could be
 
 	updating sync.Mutex // held while meta is changed, and not while it is put
 
