@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -149,4 +150,44 @@ func TestAUserWithoutPermissionIsToldAtOnce(t *testing.T) {
 	require.ErrorIs(t, err, rpctypes.ErrPermissionDenied)
 	_, err = registry.List(bg, cli, "chat")
 	require.ErrorIs(t, err, rpctypes.ErrPermissionDenied)
+}
+
+// Who takes a right away says nothing of the server: it stays drained, and its log tells
+// that nobody is heard. It hears again when the right is back.
+func TestAServerWhoseUserMayNotReadItsOperatorAnyMoreKeepsTheLastWord(t *testing.T) {
+	const words = "/homing/operator/" + service + "/"
+	logs.on.Store(true)
+	defer logs.on.Store(false)
+	e, root := etcdWithUsers(t, map[string][]string{"server": {service + "/"}})
+	told := func(what string) int { return strings.Count(logs.text(), what+` "`+words+`revoked"`) }
+	grant := func() {
+		_, err := root.RoleGrantPermission(bg, "server", words, clientv3.GetPrefixRangeEnd(words), clientv3.PermissionType(clientv3.PermRead))
+		require.NoError(t, err)
+	}
+	grant()
+	_, err := root.Put(bg, words+"revoked", `{"draining":true}`)
+	require.NoError(t, err)
+	reg := register(t, e.clientOf("server"), startServer(t, "revoked"), registry.WithTTL(shortTTL))
+	require.Equal(t, registry.Draining, reg.State())
+
+	for n := 1; n <= 2; n++ {
+		_, err = root.RoleRevokePermission(bg, "server", words, clientv3.GetPrefixRangeEnd(words))
+		require.NoError(t, err)
+		within(t, 20*time.Second, func() bool { return told("may not read") == n }, "the log says so")
+		_, err = root.Delete(bg, words+"revoked")
+		require.NoError(t, err)
+		at := time.Now()
+		for time.Since(at) < 3*shortTTL { // two looks
+			require.Equal(t, registry.Draining, reg.State())
+			time.Sleep(20 * time.Millisecond)
+		}
+		require.Equal(t, n, told("may not read"), "once")
+		grant()
+		within(t, 20*time.Second, func() bool { return reg.State() == registry.Registered }, "it is lifted")
+		require.Equal(t, n, told("may read"))
+
+		_, err = root.Put(bg, words+"revoked", `{"draining":true}`)
+		require.NoError(t, err)
+		within(t, 20*time.Second, func() bool { return reg.State() == registry.Draining }, "it is heard")
+	}
 }

@@ -109,7 +109,7 @@ func (e *etcd) wakeLocked() {
 type traffic struct {
 	events, watchBytes int // of watches
 	lists, listBytes   int // all records read
-	looks, lookBytes   int // keys read or counted
+	looks, lookBytes   int // revisions, keys, and counts of them
 }
 
 func (t traffic) since(o traffic) traffic {
@@ -141,9 +141,15 @@ func (c *connection) Get(ctx context.Context, key string, opts ...clientv3.OpOpt
 		return nil, ctx.Err()
 	}
 	defer e.mu.Unlock()
-	resp := &pb.RangeResponse{Header: e.headerLocked(), Count: int64(len(e.records))}
+	resp := &pb.RangeResponse{Header: e.headerLocked()}
+	if op.RangeBytes() != nil { // else it is for the revision: no record has that key
+		resp.Count = int64(len(e.records))
+	}
 	if !op.IsCountOnly() {
 		for _, kv := range e.records {
+			if kv.ModRevision < op.MinModRev() {
+				continue
+			}
 			if op.IsKeysOnly() {
 				kv = &mvccpb.KeyValue{Key: kv.Key, CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision,
 					Version: kv.Version, Lease: kv.Lease}

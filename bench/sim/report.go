@@ -39,10 +39,10 @@ func (r Result) Print(out io.Writer) {
 
 	fmt.Fprintln(out)
 	most := r.Rows[0] // who starts anew tells of each server
-	t.head("clients", "connections of etcd, and watches", "reads a second, at rest", "their MB a second", "MB of a rolling restart", "connections of servers, full mesh")
+	t.head("clients", "connections of etcd, and watches", "reads a second, at rest", "their KB a second", "MB of a rolling restart", "connections of servers, full mesh")
 	for n := min(10, c.Clients); ; n = min(10*n, c.Clients) {
 		t.row(thousands(n), thousands(n), fmt.Sprintf("%.1f", float64(r.Idle.looks*n)/600),
-			megabytes(float64(r.Idle.lookBytes)*float64(n)/600), megabytes(float64(most.WatchBytes)*float64(n)),
+			kilobytes(r.Idle.lookBytes*n/600), megabytes(float64(most.WatchBytes)*float64(n)),
 			thousands(n*c.Servers))
 		if n == c.Clients {
 			break

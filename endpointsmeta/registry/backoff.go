@@ -19,6 +19,10 @@ func (b *backoff) next() time.Duration {
 
 func (b *backoff) reset() { b.last = 0 }
 
+// spread returns d, or a fifth more or less, so that clients that were started together do
+// not ask together.
+func spread(d time.Duration) time.Duration { return d*4/5 + rand.N(max(d*2/5, 1)) }
+
 // wait sleeps for the next pause, and reports false if ctx ended first. It then
 // makes the client's connections try again at once: gRPC's own backoff goes up
 // to two minutes.

@@ -175,8 +175,13 @@ func incarnation(revision, before int64) int64 {
 func (r *Registration) firstClaim(ctx context.Context) error {
 	var pause backoff
 	var seen leaseSeen
+	var said string
 	for {
 		err := r.claim(ctx, true)
+		if err != nil && ctx.Err() == nil && err.Error() != said {
+			said = err.Error()
+			logger.Infof("registering %q takes longer: %v", r.key, err)
+		}
 		switch {
 		case err == nil:
 			return nil

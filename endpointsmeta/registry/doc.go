@@ -37,7 +37,9 @@
 // The operator's word outlives the server, as long as it is not lifted and etcd does not
 // lose its data: a server that starts under the id heeds it from its first record on. It
 // takes one watch more for each registration, and a small read once in 5/3 of the TTL. A
-// server whose etcd user may not read the key goes on without, and warns once. In the
+// server whose etcd user may not read the key goes on without, and warns; if the right is
+// taken while it runs, what it heeded stays: who takes a role away did not say that the
+// server is to serve again. It asks on, and follows when it may. In the
 // metadata of its record, "intent" is the revision of the key that it heeds, and "started"
 // is when it registered, by its own clock.
 //
@@ -52,7 +54,7 @@
 //	homing.registry.registrations_lost      {registration}  homing.service, optional homing.server_id
 //	homing.registry.registrations_regained  {registration}  the same
 //
-// While all is well, a list is no staler than [WithProbeInterval] has it. It is taken anew
+// While all is well, a list is hardly staler than [WithProbeInterval] has it. It is taken anew
 // when a watch ended (homing.reason is watch_ended: compacted, without a leader, or cut),
 // and when etcd does not have what the watch has told (data_differs: it was wiped, say).
 //
@@ -64,5 +66,6 @@
 // Every request made here has a deadline, and the client's connections are asked
 // to come back at once when one fails. A flow that is dropped in silence is found
 // sooner with clientv3.Config's DialKeepAliveTime and DialKeepAliveTimeout set
-// (10 seconds and 3, say; grpc-go takes less than 10 as 10).
+// (10 seconds and 3, say; grpc-go takes less than 10 as 10). A fleet of clients with
+// passwords wants [ShareToken].
 package registry

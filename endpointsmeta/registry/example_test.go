@@ -264,3 +264,17 @@ func ExampleWithTakeover() {
 		log.Fatal(err)
 	}
 }
+
+// A client of etcd that has a password, one of many.
+func ExampleShareToken() {
+	cli, err := clientv3.New(clientv3.Config{
+		Endpoints:   []string{"localhost:2379"},
+		Username:    "game",
+		Password:    "correct horse",
+		DialOptions: []grpc.DialOption{registry.ShareToken()},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer cli.Close()
+}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -22,13 +21,6 @@ var logger = grpclog.Component("homing-registry")
 const (
 	requestTimeout = 2 * time.Second // of one request to etcd
 	probeInterval  = 5 * time.Second // see feed.watch
-
-	minProbeInterval = 100 * time.Millisecond
-	confirmAfter     = 300 * time.Millisecond
-	retryLook        = 500 * time.Millisecond
-	doubts           = 3   // looks in a row that differ, until the records are listed again
-	fullLook         = 12  // each of so many looks reads all keys, not only their count,
-	fewKeys          = 100 // if there are more than so many
 
 	burst = 1000 // responses of a watch that may be one change
 )
@@ -53,6 +45,7 @@ type feed struct {
 	revisions map[string]int64    // of all keys, those of no use too
 	warned    map[string]int64    // the revisions of bad records that were warned of
 	header    *pb.ResponseHeader  // the newest seen
+	agreed    *pb.ResponseHeader  // of the newest read that had all that is known, and no more
 	listed    bool                // there is a list, here or with whoever asked
 }
 
@@ -142,7 +135,10 @@ func (f *feed) list(ctx context.Context) error {
 		return err
 	}
 	f.listed = true
-	f.header = resp.Header
+	f.header, f.agreed = resp.Header, nil
+	if sure {
+		f.agreed = resp.Header
+	}
 	clear(f.records)
 	clear(f.changed)
 	clear(f.revisions)
@@ -156,10 +152,16 @@ func (f *feed) list(ctx context.Context) error {
 	return nil
 }
 
+// get reads the records, or of them what opts say.
 func (f *feed) get(ctx context.Context, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	return f.read(ctx, append(opts, clientv3.WithPrefix())...)
+}
+
+// read reads the key of no record, or what opts say.
+func (f *feed) read(ctx context.Context, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	return f.cli.Get(ctx, f.prefix, append(opts, clientv3.WithPrefix())...)
+	return f.cli.Get(ctx, f.prefix, opts...)
 }
 
 // put takes in one record. A bad one counts as gone, in old clients and in new
@@ -203,25 +205,21 @@ func (f *feed) watch(ctx context.Context, back <-chan struct{}, list func([]Inst
 	wctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	changes := f.watches.watch(wctx, f.cli, f.prefix, clientv3.WithPrefix(), clientv3.WithRev(f.header.Revision+1))
-	probe := time.NewTimer(f.probe)
+	probe := time.NewTimer(spread(f.probe))
 	defer probe.Stop()
 
 	results := make(chan lookResult, 1)
-	var looking, full, failed bool
-	var looks, differed int
-	var looked time.Time
-	var suspects map[string]int64 // what the last looks saw otherwise
+	var looking bool
+	told := true // that etcd can be asked
+	looks := looks{feed: f}
 	look := func() {
-		if looking || time.Since(looked) < minProbeInterval {
+		if looking || time.Since(looks.last) < minProbeInterval {
 			probe.Reset(minProbeInterval)
 			return
 		}
-		looks++
-		looking, looked = true, time.Now()
-		all := full || len(f.revisions) <= fewKeys || looks%fullLook == 0
-		full = false
-		seen := f.header
-		go func() { results <- f.look(wctx, seen, all) }()
+		looking = true
+		q := looks.next()
+		go func() { results <- f.look(wctx, q) }()
 	}
 	for {
 		select {
@@ -230,54 +228,36 @@ func (f *feed) watch(ctx context.Context, back <-chan struct{}, list func([]Inst
 		case <-f.again:
 			look()
 		case <-back:
-			full = true
+			looks.owe()
 			look()
 		case <-probe.C:
 			look()
 		case l := <-results:
 			looking = false
-			probe.Reset(f.probe)
-			switch {
-			case l.err != nil:
-				failed, full = true, full || l.full
+			looks.take(l)
+			probe.Reset(looks.pause())
+			if looks.failed {
+				told = false
 				if ctx.Err() == nil {
 					fail(f.explain(l.err))
 				}
-				probe.Reset(min(f.probe, retryLook)) // another member may answer
 				continue
-			case l.older():
-				differed = doubts
-			case !l.full:
-				full = l.count != len(f.revisions)
-			default:
-				now := f.missed(l)
-				if differed > 0 {
-					maps.DeleteFunc(now, func(key string, rev int64) bool { return suspects[key] != rev })
-				}
-				suspects = now
-				if differed++; len(now) == 0 {
-					differed = 0
-				}
-				full = differed > 0
 			}
-			if full {
-				probe.Reset(confirmAfter)
-			}
-			if differed >= doubts {
+			if looks.differed >= doubts {
 				logger.Warningf("etcd has lost its memory, or the watch has missed some: listing %q again", f.prefix)
 				return dataDiffers
 			}
-			if !full && differed == 0 {
+			if !looks.doubt && !looks.owed {
 				f.confirmed()
 			}
-			if failed {
-				failed = false
+			if !told {
+				told = true
 				list(f.instances())
 			}
 		case resp, ok := <-changes:
 			ended, changed := f.take(changes, resp, ok)
 			if changed {
-				failed = false
+				told = true
 				f.confirmed()
 				list(f.instances())
 			}
@@ -323,62 +303,6 @@ func (f *feed) take(changes clientv3.WatchChan, resp clientv3.WatchResponse, ok 
 			return nil, changed
 		}
 	}
-}
-
-// lookResult is what a look at etcd finds.
-type lookResult struct {
-	full         bool
-	seen, header *pb.ResponseHeader // the newest known when it began, and its own
-	count        int
-	revisions    map[string]int64 // of all keys, in a full look
-	err          error
-}
-
-// look finds an etcd whose data was wiped or replaced: the client resumes its watch
-// there by itself, at a revision that may be far away, or past what was written
-// since. It gives no sign.
-func (f *feed) look(ctx context.Context, seen *pb.ResponseHeader, full bool) lookResult {
-	what := clientv3.WithCountOnly()
-	if full {
-		what = clientv3.WithKeysOnly()
-	}
-	resp, err := f.get(ctx, what)
-	if err != nil {
-		return lookResult{full: full, err: err}
-	}
-	l := lookResult{full: full, seen: seen, header: resp.Header, count: int(resp.Count)}
-	if full {
-		l.revisions = make(map[string]int64, len(resp.Kvs))
-		for _, kv := range resp.Kvs {
-			l.revisions[string(kv.Key)] = kv.ModRevision
-		}
-	}
-	return l
-}
-
-// older reports whether the data is older than what was known: a cluster that goes on
-// never shows an older revision or term to a linearizable read.
-func (l lookResult) older() bool { return olderThan(l.header, l.seen) }
-
-func olderThan(now, seen *pb.ResponseHeader) bool {
-	return now.ClusterId != seen.ClusterId || now.Revision < seen.Revision || now.RaftTerm < seen.RaftTerm
-}
-
-// missed returns the keys that a full look has otherwise than the watch told, by the
-// revision in question. Changes that are on their way are among them, but not for long.
-func (f *feed) missed(l lookResult) map[string]int64 {
-	missed := make(map[string]int64)
-	for key, rev := range l.revisions {
-		if rev > f.revisions[key] {
-			missed[key] = rev
-		}
-	}
-	for key, rev := range f.revisions {
-		if _, ok := l.revisions[key]; !ok {
-			missed[key] = rev
-		}
-	}
-	return missed
 }
 
 // instances returns the list, which is not to be changed. Only what has changed since the

@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -14,9 +14,19 @@ import (
 // which of its requests an answer belongs, so here there is one at a time.
 func (r *Registration) renew(ctx context.Context, id clientv3.LeaseID, seen *atomic.Pointer[time.Time], ended chan<- struct{}) {
 	var pause backoff
+	var stream *renewals
+	defer func() { stream.close() }()
 	for {
-		sent := time.Now()
-		ttl, err := r.renewOnce(ctx, id)
+		var sent time.Time
+		var ttl time.Duration
+		var err error
+		if stream == nil {
+			stream, err = r.openRenewals(ctx)
+		}
+		if err == nil {
+			sent = time.Now()
+			ttl, err = stream.renew(id, r.renewTimeout())
+		}
 		if err == nil {
 			now := time.Now()
 			seen.Store(&now)
@@ -27,6 +37,8 @@ func (r *Registration) renew(ctx context.Context, id clientv3.LeaseID, seen *ato
 			}
 			continue
 		}
+		stream.close()
+		stream = nil
 		if ctx.Err() != nil {
 			return
 		}
@@ -40,19 +52,38 @@ func (r *Registration) renew(ctx context.Context, id clientv3.LeaseID, seen *ato
 	}
 }
 
-// renewOnce renews a lease and returns its TTL. A renewal that takes as long as until the
-// next one is due is given up: it may be the connection that fails it.
-func (r *Registration) renewOnce(ctx context.Context, id clientv3.LeaseID) (time.Duration, error) {
-	ctx, cancel := context.WithTimeout(clientv3.WithRequireLeader(ctx), max(r.ttl/3, 500*time.Millisecond))
-	defer cancel() // ends the stream
+// renewTimeout bounds a renewal. One that takes as long as until the next one is due is
+// given up: it may be the connection that fails it.
+func (r *Registration) renewTimeout() time.Duration { return max(r.ttl/3, 500*time.Millisecond) }
+
+// renewals is a stream to etcd. Each that is opened shows etcd a user's password, so one
+// serves as long as it can.
+type renewals struct {
+	pb.Lease_LeaseKeepAliveClient
+	cancel context.CancelFunc
+}
+
+// openRenewals opens a stream that ends with ctx.
+func (r *Registration) openRenewals(ctx context.Context) (*renewals, error) {
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	timer := time.AfterFunc(r.renewTimeout(), cancel)
+	defer timer.Stop()
 	stream, err := clientv3.RetryLeaseClient(r.cli).LeaseKeepAlive(ctx)
 	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return &renewals{stream, cancel}, nil
+}
+
+// renew renews a lease and returns its TTL. After an error the stream is of no more use.
+func (s *renewals) renew(id clientv3.LeaseID, timeout time.Duration) (time.Duration, error) {
+	timer := time.AfterFunc(timeout, s.cancel)
+	defer timer.Stop()
+	if err := s.Send(&pb.LeaseKeepAliveRequest{ID: int64(id)}); err != nil {
 		return 0, err
 	}
-	if err := stream.Send(&etcdserverpb.LeaseKeepAliveRequest{ID: int64(id)}); err != nil {
-		return 0, err
-	}
-	resp, err := stream.Recv()
+	resp, err := s.Recv()
 	switch {
 	case err != nil:
 		return 0, err
@@ -60,6 +91,12 @@ func (r *Registration) renewOnce(ctx context.Context, id clientv3.LeaseID) (time
 		return 0, rpctypes.ErrLeaseNotFound
 	}
 	return time.Duration(resp.GetTTL()) * time.Second, nil
+}
+
+func (s *renewals) close() {
+	if s != nil {
+		s.cancel()
+	}
 }
 
 // stands notes that the record stands, and lifts the fence if it has fallen.

@@ -20,8 +20,11 @@ var errMayNot = errors.New("the etcd user may not read it")
 // maxLookPause bounds how long a deaf watch goes unnoticed, whatever the TTL.
 const maxLookPause = 30 * time.Second
 
-// mayNotPause is how long it takes until somebody who may not read asks again.
-const mayNotPause = time.Minute
+// lookPause is how long it takes until the next look, also for somebody who may not read:
+// the right can come, and come back.
+func (r *Registration) lookPause() time.Duration {
+	return min(max(5*r.ttl/3, time.Second), maxLookPause)
+}
 
 // watchIntent follows what the operator says of the server, until ctx ends: by a watch,
 // beside that of the record, and by a look now and then, for a watch can be deaf.
@@ -40,7 +43,7 @@ func (r *Registration) watchIntent(ctx context.Context) {
 			case <-ctx.Done():
 				return
 			case <-r.back:
-			case <-time.After(mayNotPause):
+			case <-time.After(r.lookPause()):
 			}
 			continue
 		case err == nil:
@@ -62,7 +65,7 @@ func (r *Registration) followIntent(ctx context.Context, seen *pb.ResponseHeader
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	changes := r.watches.watch(ctx, r.cli, r.intentKey(), clientv3.WithRev(seen.Revision+1))
-	look := time.NewTicker(min(max(5*r.ttl/3, time.Second), maxLookPause))
+	look := time.NewTicker(r.lookPause())
 	defer look.Stop()
 	for {
 		told := false
@@ -100,12 +103,16 @@ func (r *Registration) lookForIntent(ctx context.Context) (*pb.ResponseHeader, e
 	if errors.Is(err, rpctypes.ErrPermissionDenied) || status.Code(err) == codes.PermissionDenied { // of a proxy before etcd
 		if !r.warned {
 			r.warned = true
-			logger.Warningf("the server's etcd user may not read %q: what its operator says is not heeded", r.intentKey())
+			logger.Warningf("the server's etcd user may not read %q: what its operator says from now on is not heeded, and what was heeded stays", r.intentKey())
 		}
 		return nil, errMayNot
 	}
 	if err != nil {
 		return nil, err
+	}
+	if r.warned {
+		r.warned = false
+		logger.Infof("the server's etcd user may read %q: what its operator says is heeded", r.intentKey())
 	}
 	var intent records.Intent
 	var revision int64

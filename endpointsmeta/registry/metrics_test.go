@@ -149,15 +149,15 @@ func TestWithMetricsTakesTheOptionsOfASecureChannel(t *testing.T) {
 	rec := new(metricstest.Recorder)
 	require.NoError(t, WithMetrics(
 		grpc.WithTransportCredentials(credentials.NewTLS(nil)),
-		grpc.WithPerRPCCredentials(token{}),
+		grpc.WithPerRPCCredentials(overTLS{}),
 		grpc.WithStatsHandler(rec),
 	).applyRegister(&Registration{}))
 }
 
-// token is a credential that may not go over a connection that others can read.
-type token struct{ credentials.PerRPCCredentials }
+// overTLS is a credential that may not go over a connection that others can read.
+type overTLS struct{ credentials.PerRPCCredentials }
 
-func (token) RequireTransportSecurity() bool { return true }
+func (overTLS) RequireTransportSecurity() bool { return true }
 
 func TestWithMetricsWarnsOfOptionsWithoutARecorder(t *testing.T) {
 	warnings := logtest.Warnings(t, "homing-registry")

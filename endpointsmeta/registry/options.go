@@ -40,10 +40,18 @@ type serveOption func(*serving) error
 
 func (f serveOption) applyServe(s *serving) error { return f(s) }
 
-// WithProbeInterval sets how often a resolver looks whether etcd has lost its
-// data, which a watch cannot tell: the longest that it can be mistaken after that.
-// It costs one small read, and each twelfth time one of all names of the service's records,
-// which is what all reads are up to 100 records. Default 5s, at least 100ms.
+// WithProbeInterval sets how often, a fifth more or less, a resolver looks whether etcd
+// has lost its data, which a watch cannot tell: the longest that it can be mistaken after
+// that. Default 5s, at least 100ms.
+//
+// A look reads etcd's revision. If that has moved since all was seen to be as it is known,
+// whoever it was that wrote, it also reads the names of the service's records, where they
+// are 100 at most. Where there are more it reads their number, and each twelfth time the
+// names of those that are new since then: so long may it take until a record is found that
+// changed, or came when another went, while the watch was deaf. All names of more than 100
+// are read when the connection to etcd was lost and is back, up to a second for each
+// thousand later, and no later than the next look, so that clients do not all read at
+// once.
 func WithProbeInterval(d time.Duration) BuilderOption {
 	return builderOption(func(b *builder) error {
 		if d < minProbeInterval {

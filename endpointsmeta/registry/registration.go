@@ -84,7 +84,7 @@ type Registration struct {
 	// What follows belongs to watchIntent, and to Register before that is there.
 	intentSeen int64              // the revision of the intent that was read last, 0 if there was none
 	intentAt   *pb.ResponseHeader // of etcd, when Register read it; nil if it may not
-	warned     bool               // that it may not be read
+	warned     bool               // that it may not be read, since when it last could be
 
 	updating sync.Mutex // held while meta is changed, and not while it is put
 
@@ -308,11 +308,15 @@ func (r *Registration) changeState(next func(State) State) {
 	r.news = make(chan struct{})
 	was, first := r.state, !r.started
 	s := next(was)
-	if was != s || first {
+	news := was != s || first
+	if news {
 		r.state, r.started = s, true
 		r.told.add(s)
 	}
 	r.mu.Unlock()
+	if news {
+		logger.Infof("the server %q at %s is %v", r.key, r.addr, s)
+	}
 	if !first {
 		r.record(was, s)
 	}
