@@ -61,6 +61,12 @@
 // nor ends with a space. The context takes any string; the interceptors refuse,
 // with code InvalidArgument, what a header cannot carry unchanged.
 //
+// # Logs
+//
+// The grpclog component is "affinity". There is one warning, given once by the interceptors
+// of a channel: a call that named a server was answered by another one, and the channel's
+// policy is not the one of package stickybalancer.
+//
 // # Experimental
 //
 // This package may change in incompatible ways until the module is at v1. The

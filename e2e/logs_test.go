@@ -106,7 +106,10 @@ func TestNoKeyAndNoSecretIsLogged(t *testing.T) {
 	call() // is held, and moves
 	_, err = cli.Delete(bg, service+"/a")
 	require.NoError(t, err)
-	soon(t, func() bool { return strings.Contains(logs.text(), "is back") }, "the record is back")
+	soon(t, func() bool {
+		_, after, lost := strings.Cut(logs.text(), fmt.Sprintf("the server %q at %s is lost", service+"/a", a.addr))
+		return lost && strings.Contains(after, fmt.Sprintf("the server %q at %s is registered", service+"/a", a.addr))
+	}, "the record is back")
 	call()
 
 	got := logs.text()

@@ -59,7 +59,8 @@
 // and when etcd does not have what the watch has told (data_differs: it was wiped, say).
 //
 // The grpclog component is "homing-registry". Warnings tell of what was lost and of
-// records that are of no use, information of what is back.
+// records that are of no use; information of each state of a registration, and of why the
+// first one takes its time: its id is held by another server, say.
 //
 // # The etcd client
 //

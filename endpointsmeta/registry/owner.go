@@ -39,7 +39,6 @@ func (r *Registration) run(ctx context.Context) {
 		for {
 			err := r.claim(ctx, false)
 			if err == nil {
-				logger.Infof("the registration %q is back", r.key)
 				break
 			}
 			if ctx.Err() == nil && err.Error() != said {
