@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/resolver"
 
+	"github.com/homing-grpc/homing/endpointsmeta"
 	"github.com/homing-grpc/homing/internal/callctx"
 	"github.com/homing-grpc/homing/internal/session"
 )
@@ -140,6 +141,13 @@ func (s *server) describe(l listed, cfg *lbConfig) {
 		s.place = session.NewPlace(s.id, l.meta.Incarnation, s.index)
 		s.place.SetBare(l.address() == s.id)
 	}
+}
+
+// startedAgain reports whether the list says that the server was started while gRPC waits
+// to try it again: it listens before it registers.
+func (s *server) startedAgain(old, now resolver.Endpoint) bool {
+	return s.live == nil && s.state() == connectivity.TransientFailure &&
+		endpointsmeta.FromEndpoint(old).Incarnation < endpointsmeta.FromEndpoint(now).Incarnation
 }
 
 // state is the connectivity state by which the server counts.

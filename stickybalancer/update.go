@@ -70,6 +70,10 @@ func (p *policy) applyLocked(news news, now time.Time, newConfig, newAttrs bool)
 		switch {
 		case s.child == nil:
 			work = append(work, p.newChildLocked(s, lazy))
+		case s.startedAgain(old, l.endpoint): // a new child does not sit out the old one's backoff
+			stale := s.child
+			work = append(work, stale.close, p.newChildLocked(s, lazy))
+			touched = append(touched, s)
 		case sameAddresses(old, l.endpoint) && !newAttrs && !newConfig:
 		case p.continuesLocked(s, old, l.endpoint):
 			c, state := s.child, p.stateFor(s)
