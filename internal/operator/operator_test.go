@@ -247,3 +247,24 @@ func TestACompactionBetweenTwoPagesIsReadPast(t *testing.T) {
 	_, err = c.fleetOf(t.Context(), "game", io.Discard)
 	require.ErrorIs(t, err, rpctypes.ErrCompacted, "and not for ever")
 }
+
+// emptyKV is an etcd without a key.
+type emptyKV struct{ clientv3.KV }
+
+func (emptyKV) Get(context.Context, string, ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	return &clientv3.GetResponse{Header: &pb.ResponseHeader{Revision: 42}}, nil
+}
+
+// It left while it was waited for, which is neither a hang nor a lack of rights.
+func TestAServerThatLeavesMeanwhileIsSaidToBeGone(t *testing.T) {
+	c := &conn{Client: clientv3.NewCtxClient(t.Context()), timeout: time.Second}
+	c.KV = emptyKV{}
+	for says, w := range map[string]word{
+		"The word stands": {intent: func(i *records.Intent) { i.Draining = true }},
+		"What was said of it is lifted all the same": {intent: func(i *records.Intent) { i.Draining = false }, lifts: true},
+	} {
+		_, err := c.await(t.Context(), &server{service: "game", id: "a", key: "game/a"}, w, 10*time.Millisecond)
+		require.EqualError(t, err, "game/a has not heeded it in 10ms: it is not registered any more. "+says)
+		require.ErrorAs(t, err, new(unheeded))
+	}
+}
