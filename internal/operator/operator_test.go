@@ -268,3 +268,20 @@ func TestAServerThatLeavesMeanwhileIsSaidToBeGone(t *testing.T) {
 		require.ErrorAs(t, err, new(unheeded))
 	}
 }
+
+// ownedKV is an etcd in which a server of homing's registry has taken the place of another.
+type ownedKV struct{ clientv3.KV }
+
+func (ownedKV) Get(context.Context, string, ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	value := []byte(`{"Addr":"h:1","Metadata":{"id":"a","incarnation":7}}`)
+	return &clientv3.GetResponse{Kvs: []*mvccpb.KeyValue{{Key: []byte("game/a"), Value: value, ModRevision: 7}}}, nil
+}
+
+// It would put back what was changed, and nobody would know.
+func TestARecordThatHasAnOwnerByNowIsNotChanged(t *testing.T) {
+	c := &conn{Client: clientv3.NewCtxClient(t.Context()), timeout: time.Second}
+	c.KV = ownedKV{} // it panics at a write
+	_, err := c.rewrite(t.Context(), &server{service: "game", id: "a", key: "game/a"}, word{record: func(m map[string]json.RawMessage) {}})
+	require.ErrorAs(t, err, new(unheeded))
+	require.ErrorContains(t, err, `the record "game/a" is of a server that has started meanwhile: say it again`)
+}

@@ -426,6 +426,9 @@ func (c *conn) rewrite(ctx context.Context, s *server, w word) (now *server, err
 			return unheeded{fmt.Errorf("the record %q is gone", s.key)}
 		}
 		kv := resp.Kvs[0]
+		if r, err := records.Decode(kv.Value, false); err == nil && r.Owned() { // which would put it back
+			return unheeded{fmt.Errorf("the record %q is of a server that has started meanwhile: say it again", s.key)}
+		}
 		if kv.Value, err = changed(kv.Value, w.record); err != nil {
 			return fmt.Errorf("changing %q: %w", s.key, err)
 		}
