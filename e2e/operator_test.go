@@ -455,9 +455,9 @@ func TestTheReadmeShowsWhatTheCommandPrints(t *testing.T) {
 	at(t, cli, "10.0.0.9:7000", endpointsmeta.Meta{ID: "game-3", Zone: "eu-1"})
 	readme, err := os.ReadFile("../README.md")
 	require.NoError(t, err)
-	_, shown, ok := strings.Cut(string(readme), "```console\n")
+	_, shown, ok := strings.Cut(string(readme), "```console\n$ homing ")
 	require.True(t, ok)
-	shown, _, _ = strings.Cut(shown, "```")
+	shown, _, _ = strings.Cut("$ homing "+shown, "```")
 	printed := ""
 	for _, line := range strings.Split(shown, "\n") {
 		if command, ok := strings.CutPrefix(line, "$ homing "); ok {

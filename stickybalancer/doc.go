@@ -69,8 +69,8 @@
 //
 // The grpclog component is "stickybalancer". Warnings are for lists that contradict
 // themselves, and, once, for calls that name an id where the list has but addresses, as
-// that of etcd's own resolver has; what becomes of single servers is at verbosity 2. Calls are not logged,
-// nor are their keys.
+// that of etcd's own resolver has; what becomes of single servers is at verbosity 2. Calls
+// are not logged, nor are their keys.
 //
 // # Experimental
 //

@@ -49,9 +49,9 @@ func (f serveOption) applyServe(s *serving) error { return f(s) }
 // are 100 at most. Where there are more it reads their number, and each twelfth time the
 // names of those that are new since then: so long may it take until a record is found that
 // changed, or came when another went, while the watch was deaf. All names of more than 100
-// are read when the connection to etcd was lost and is back, up to a second for each
-// thousand later, and no later than the next look, so that clients do not all read at
-// once.
+// are read each 144th time, and when the connection to etcd was lost and is back: up to a
+// second for each thousand later, and no later than the next look, so that clients do not
+// all read at once.
 func WithProbeInterval(d time.Duration) BuilderOption {
 	return builderOption(func(b *builder) error {
 		if d < minProbeInterval {

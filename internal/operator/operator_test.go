@@ -247,3 +247,41 @@ func TestACompactionBetweenTwoPagesIsReadPast(t *testing.T) {
 	_, err = c.fleetOf(t.Context(), "game", io.Discard)
 	require.ErrorIs(t, err, rpctypes.ErrCompacted, "and not for ever")
 }
+
+// emptyKV is an etcd without a key.
+type emptyKV struct{ clientv3.KV }
+
+func (emptyKV) Get(context.Context, string, ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	return &clientv3.GetResponse{Header: &pb.ResponseHeader{Revision: 42}}, nil
+}
+
+// It left while it was waited for, which is neither a hang nor a lack of rights.
+func TestAServerThatLeavesMeanwhileIsSaidToBeGone(t *testing.T) {
+	c := &conn{Client: clientv3.NewCtxClient(t.Context()), timeout: time.Second}
+	c.KV = emptyKV{}
+	for says, w := range map[string]word{
+		"The word stands": {intent: func(i *records.Intent) { i.Draining = true }},
+		"What was said of it is lifted all the same": {intent: func(i *records.Intent) { i.Draining = false }, lifts: true},
+	} {
+		_, err := c.await(t.Context(), &server{service: "game", id: "a", key: "game/a"}, w, 10*time.Millisecond)
+		require.EqualError(t, err, "game/a has not heeded it in 10ms: it is not registered any more. "+says)
+		require.ErrorAs(t, err, new(unheeded))
+	}
+}
+
+// ownedKV is an etcd in which a server of homing's registry has taken the place of another.
+type ownedKV struct{ clientv3.KV }
+
+func (ownedKV) Get(context.Context, string, ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	value := []byte(`{"Addr":"h:1","Metadata":{"id":"a","incarnation":7}}`)
+	return &clientv3.GetResponse{Kvs: []*mvccpb.KeyValue{{Key: []byte("game/a"), Value: value, ModRevision: 7}}}, nil
+}
+
+// It would put back what was changed, and nobody would know.
+func TestARecordThatHasAnOwnerByNowIsNotChanged(t *testing.T) {
+	c := &conn{Client: clientv3.NewCtxClient(t.Context()), timeout: time.Second}
+	c.KV = ownedKV{} // it panics at a write
+	_, err := c.rewrite(t.Context(), &server{service: "game", id: "a", key: "game/a"}, word{record: func(m map[string]json.RawMessage) {}})
+	require.ErrorAs(t, err, new(unheeded))
+	require.ErrorContains(t, err, `the record "game/a" is of a server that has started meanwhile: say it again`)
+}

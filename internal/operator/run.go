@@ -54,8 +54,8 @@ ETCDCTL_CERT, ETCDCTL_KEY, ETCDCTL_USER, ETCDCTL_PASSWORD, ETCDCTL_DIAL_TIMEOUT,
 ETCDCTL_COMMAND_TIMEOUT, ETCDCTL_INSECURE_SKIP_TLS_VERIFY. Its own are HOMING_SERVICE,
 HOMING_NAMESPACE and HOMING_PLAIN_ADDRESSES.
 
-Exit status: 0 if all is well; 1 if there are findings, or a server has not heeded; 2 if
-the command is wrong, or etcd cannot be asked.
+Exit status: 0 if all is well; 1 if there are findings, a server has not heeded, or a key
+has no home; 2 if the command is wrong, or etcd cannot be asked.
 
 Examples:
 

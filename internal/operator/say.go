@@ -26,9 +26,9 @@ const sayHelp = `
 The word stands in etcd, beside the record, until it is lifted: it outlives restarts of
 the server. The server heeds it, on top of what it says of itself; each lifts only its
 own. The command waits until the record shows it, and exits with 1 if it does not: then
-the server hangs, is cut off from etcd, is of a release that does not know of it, its etcd
-user may not read ` + records.IntentPrefix + `, or --namespace is not its own. The word
-stands all the same.
+the server has left, hangs, is cut off from etcd, is of a release that does not know of it,
+its etcd user may not read ` + records.IntentPrefix + `, or --namespace is not its own. What
+was said, or lifted, stands all the same.
 
 The record of a server that is registered by other code is changed itself, for nobody
 else does.`
@@ -353,6 +353,10 @@ func (c *conn) swap(ctx context.Context, key string, revision int64, op clientv3
 func (c *conn) await(outer context.Context, s *server, w word, wait time.Duration) (*server, error) {
 	ctx, cancel := context.WithTimeout(outer, wait)
 	defer cancel()
+	stands := "The word stands"
+	if w.lifts {
+		stands = "What was said of it is lifted all the same"
+	}
 	var why error
 	for {
 		asked := time.Now()
@@ -368,21 +372,30 @@ func (c *conn) await(outer context.Context, s *server, w word, wait time.Duratio
 			if outer.Err() != nil {
 				return nil, fmt.Errorf("told, and not waited for: %w", outer.Err())
 			}
-			if why != nil {
+			switch {
+			case errors.Is(why, errGone):
+				return nil, unheeded{fmt.Errorf("%s has not heeded it in %v: it is not registered any more. %s", printable(s.key), wait, stands)}
+			case why != nil:
 				return nil, fmt.Errorf("told, and whether that is heeded is not known: %w", why)
 			}
 			return nil, unheeded{fmt.Errorf("%s has not heeded it in %v: it hangs, is cut off from etcd, is of a release that does not know of it, "+
-				"its etcd user may not read %q, or --namespace is not its own. The word stands", printable(s.key), wait, c.namespace+records.IntentPrefix+s.key)}
+				"its etcd user may not read %q, or --namespace is not its own. %s", printable(s.key), wait, c.namespace+records.IntentPrefix+s.key, stands)}
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
 
+// errGone says that a server has no record: it has left, or is between two leases.
+var errGone = errors.New("there is no record")
+
 // heeding returns the server if its record heeds what is said of it, nil if it does not yet.
 func (c *conn) heeding(ctx context.Context, s *server, w word) (*server, error) {
 	resp, err := c.get(ctx, s.key)
-	if err != nil || len(resp.Kvs) == 0 { // between two leases, maybe
+	switch {
+	case err != nil:
 		return nil, err
+	case len(resp.Kvs) == 0:
+		return nil, errGone
 	}
 	_, id, _ := records.Split(s.key)
 	i, err := c.intent(ctx, s.service, id) // somebody else may have said more
@@ -413,6 +426,9 @@ func (c *conn) rewrite(ctx context.Context, s *server, w word) (now *server, err
 			return unheeded{fmt.Errorf("the record %q is gone", s.key)}
 		}
 		kv := resp.Kvs[0]
+		if r, err := records.Decode(kv.Value, false); err == nil && r.Owned() { // which would put it back
+			return unheeded{fmt.Errorf("the record %q is of a server that has started meanwhile: say it again", s.key)}
+		}
 		if kv.Value, err = changed(kv.Value, w.record); err != nil {
 			return fmt.Errorf("changing %q: %w", s.key, err)
 		}

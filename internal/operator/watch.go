@@ -31,8 +31,9 @@ func watchCommand() *cli.Command {
 		Usage:     "print the servers of a service, and what changes, until Ctrl-C",
 		ArgsUsage: "SERVICE",
 		Description: `The first lines are the servers that there are (listed). After that each is one that
-was added, changed or removed (as it was). It goes on through outages of etcd, and says
-so on the standard error. In JSON each line is a server as ls has it, with the event.
+was added, changed or removed (as it was); an operator's word shows as the change that it
+makes. It goes on through outages of etcd, and says so on the standard error. In JSON each
+line is a server as ls has it, with the event.
 
 Examples:
 
