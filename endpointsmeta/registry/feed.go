@@ -288,6 +288,9 @@ func (f *feed) take(changes clientv3.WatchChan, resp clientv3.WatchResponse, ok 
 		f.header = resp.Header
 		for _, ev := range resp.Events {
 			changed = true
+			if f.agreed != nil && ev.Kv.ModRevision <= f.agreed.Revision {
+				f.agreed = nil // the watch was behind, and may not tell the rest
+			}
 			if key := string(ev.Kv.Key); ev.Type == clientv3.EventTypeDelete {
 				f.gone(key)
 			} else {

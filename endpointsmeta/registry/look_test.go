@@ -297,6 +297,23 @@ func TestWhatTheWatchTellsIsNoProofThatItToldAll(t *testing.T) {
 	})
 }
 
+// What came and went is in no look, but its first half may be told yet.
+func TestAWatchThatGoesDeafWhileItIsBehindALookIsNoticed(t *testing.T) {
+	for _, n := range []int{3, 3000} {
+		bubble(t, func(ctx context.Context, t *testing.T) {
+			e := newSilentEtcd(n)
+			f := follow(ctx, t, e)
+			e.put("game/short")
+			e.remove("game/short")
+			time.Sleep(time.Duration(newKeysLook+1) * probeInterval * 6 / 5)
+			e.told <- clientv3.WatchResponse{Header: &pb.ResponseHeader{ClusterId: 1, RaftTerm: 2, Revision: e.revision - 1},
+				Events: []*clientv3.Event{{Type: clientv3.EventTypePut, Kv: &mvccpb.KeyValue{
+					Key: []byte("game/short"), Value: []byte(`{"Addr":"10.0.0.1:80"}`), ModRevision: e.revision - 1}}}}
+			f.listsAnewWithin(t, probeInterval*6/5+confirmation+confirmAfter)
+		})
+	}
+}
+
 // The revision is the same, by chance, and no watch has ended. That the connection was
 // lost is all there is to go by.
 func TestAWipedEtcdOfTheSameRevisionIsNoticedWhenTheConnectionIsBack(t *testing.T) {
