@@ -27,6 +27,7 @@ type silentEtcd struct {
 	revision int64
 	term     uint64
 	keys     map[string]int64 // revisions
+	lease    int64            // that all keys are under
 	reads    []string         // what was asked for, but for the revision alone
 	tips     []time.Time      // when that was
 	down     bool
@@ -91,7 +92,7 @@ func (e *silentEtcd) Get(_ context.Context, key string, opts ...clientv3.OpOptio
 			continue
 		}
 		if resp.Count++; !op.IsCountOnly() && rev >= op.MinModRev() {
-			resp.Kvs = append(resp.Kvs, &mvccpb.KeyValue{Key: []byte(key), ModRevision: rev,
+			resp.Kvs = append(resp.Kvs, &mvccpb.KeyValue{Key: []byte(key), ModRevision: rev, Lease: e.lease,
 				Value: []byte(`{"Addr":"10.0.0.1:80"}`)})
 		}
 	}
@@ -348,6 +349,21 @@ func TestAWipedEtcdWithTheSameNamesIsNoticed(t *testing.T) {
 		e.wipe(100, map[string]int64{"game/game-00000": 3, "game/game-00001": 1, "game/game-00002": 2})
 		f.listsAnewWithin(t, probeInterval*6/5+confirmation)
 	})
+}
+
+// All servers have started again, in the order that they had, too.
+func TestAWipedEtcdWithTheSameNamesAndRevisionsIsNoticed(t *testing.T) {
+	for _, n := range []int{3, 3000} {
+		bubble(t, func(ctx context.Context, t *testing.T) {
+			e := newSilentEtcd(n)
+			f := follow(ctx, t, e)
+			e.mu.Lock()
+			e.lease = 7
+			e.mu.Unlock()
+			f.back <- struct{}{}
+			f.listsAnewWithin(t, minProbeInterval+time.Duration(n)*lookSpread+confirmation+time.Millisecond)
+		})
+	}
 }
 
 // What others write counts, too.
