@@ -108,7 +108,10 @@ func (e *silentEtcd) Watch(ctx context.Context, _ string, _ ...clientv3.OpOption
 			case <-ctx.Done():
 				return
 			case resp := <-e.told:
-				out <- resp
+				select {
+				case out <- resp:
+				case <-ctx.Done():
+				}
 			}
 		}
 	}()

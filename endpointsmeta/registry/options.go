@@ -51,7 +51,8 @@ func (f serveOption) applyServe(s *serving) error { return f(s) }
 // changed, or came when another went, while the watch was deaf. All names of more than 100
 // are read when the connection to etcd was lost and is back, up to a second for each
 // thousand later, and no later than the next look, so that clients do not all read at
-// once.
+// once. Behind a proxy that keeps the connection, an etcd that was wiped and has come to the
+// very revision that it had is noticed when anybody writes next.
 func WithProbeInterval(d time.Duration) BuilderOption {
 	return builderOption(func(b *builder) error {
 		if d < minProbeInterval {
