@@ -50,7 +50,9 @@ func (s *looks) owe() {
 
 // next returns what to ask for now.
 func (s *looks) next() question {
-	s.n++
+	if !s.failed { // or the turn of which no answer came may come at each such time
+		s.n++
+	}
 	s.last = time.Now()
 	q := question{seen: s.header, agreed: s.agreed}
 	switch {
@@ -75,7 +77,7 @@ func (s *looks) take(l lookResult) {
 	s.failed = l.err != nil
 	switch {
 	case l.err != nil:
-		if l.surely && l.kind == allKeys {
+		if l.kind != countOnly {
 			s.owe()
 		}
 	case l.older():
@@ -177,6 +179,9 @@ func (f *feed) look(ctx context.Context, q question) lookResult {
 		opts = append(opts, clientv3.WithMinModRev(q.agreed.Revision+1))
 	}
 	resp := ask(f.get, opts...)
+	if l.err != nil && l.kind == allKeys && q.surely {
+		resp = ask(f.get, opts...) // of two members it may always be the turn of one that does not answer
+	}
 	if l.err != nil {
 		return l
 	}

@@ -31,6 +31,8 @@ type silentEtcd struct {
 	reads    []string         // what was asked for, but for the revision alone
 	tips     []time.Time      // when that was
 	down     bool
+	half     bool // each second request is not answered
+	asks     int
 }
 
 func newSilentEtcd(records int) *silentEtcd {
@@ -71,8 +73,9 @@ func (e *silentEtcd) Get(_ context.Context, key string, opts ...clientv3.OpOptio
 	op := clientv3.OpGet(key, opts...)
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.asks++
 	switch {
-	case e.down:
+	case e.down, e.half && e.asks%2 == 0:
 		return nil, errors.New("no leader")
 	case op.RangeBytes() == nil:
 		e.tips = append(e.tips, time.Now())
@@ -268,6 +271,19 @@ func TestWhatADeafWatchDoesNotTellIsNoticed(t *testing.T) {
 				tc.happens(e)
 				f.listsAnewWithin(t, tc.within)
 			})
+		})
+	}
+}
+
+// Requests go to the members in turn.
+func TestWhatADeafWatchDoesNotTellIsNoticedWhileOneOfTwoMembersDoesNotAnswer(t *testing.T) {
+	for _, n := range []int{3, 3000} {
+		bubble(t, func(ctx context.Context, t *testing.T) {
+			e := newSilentEtcd(n)
+			f := follow(ctx, t, e)
+			e.half = true
+			e.put("game/game-00001")
+			f.listsAnewWithin(t, 2*newKeysLook*probeInterval*6/5)
 		})
 	}
 }
