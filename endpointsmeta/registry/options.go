@@ -116,7 +116,8 @@ func WithAdvertise(addr string) ServeOption {
 
 // WithDrainTimeout bounds how long [Serve] takes to leave: after it, calls that
 // are still under way are cut. The record goes at the latest when a quarter of it, or 5s,
-// is left: a server that is never without a call has that long for its last ones. Default 30s.
+// is left: a server that is never without a call has that long for its last ones. What else
+// the sessions of these call goes to other servers meanwhile. Default 30s.
 func WithDrainTimeout(d time.Duration) ServeOption {
 	return serveOption(func(s *serving) error {
 		if d <= 0 {
