@@ -24,8 +24,9 @@ const (
 // second of CPU, also if the client has given up meanwhile. After etcd's restart a fleet has
 // it check for so long that leases end and requests are given up, and begin anew. With it,
 // each client has its password checked once, by a request of its own, whatever becomes of
-// those that wait for it; by another one if there is no answer in 30 seconds. A token that came less than a second ago
-// serves who asks after that.
+// those that wait for it; by another one if there is no answer in 30 seconds. A token that
+// came less than a second ago serves who asks after that, also if etcd takes it no more: a
+// request just after a change of etcd's users may have to try for so long.
 //
 // The option may serve several clients, which share nothing, and is safe for concurrent use.
 //
