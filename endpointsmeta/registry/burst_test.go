@@ -35,7 +35,7 @@ func TestABurstOfChangesIsOneList(t *testing.T) {
 func TestWhatComesBeforeTheEndOfAWatchCounts(t *testing.T) {
 	changes := make(chan clientv3.WatchResponse, 2)
 	f := newFeed(nil, "game")
-	f.put("game/a", []byte(`{"Op":0,"Addr":"10.0.0.1:80","Metadata":null}`), 1)
+	f.put("game/a", []byte(`{"Op":0,"Addr":"10.0.0.1:80","Metadata":null}`), version{revision: 1})
 	changes <- clientv3.WatchResponse{Canceled: true}
 	close(changes)
 	ended, changed := f.take(changes, clientv3.WatchResponse{Events: []*clientv3.Event{

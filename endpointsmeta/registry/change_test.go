@@ -69,10 +69,10 @@ func TestAListThatChangesALittleIsTheWholeListSorted(t *testing.T) {
 					case 0, 1:
 						f.gone(key)
 					case 2:
-						f.put(key, []byte("{"), int64(step))
+						f.put(key, []byte("{"), version{revision: int64(step)})
 					default: // several may have one id
 						f.put(key, fmt.Appendf(nil, `{"Addr":"10.0.0.1:%d","Metadata":{"id":"game-%d"}}`,
-							rnd.IntN(3), rnd.IntN(20)), int64(step))
+							rnd.IntN(3), rnd.IntN(20)), version{revision: int64(step)})
 					}
 				}
 				want := slices.Collect(maps.Values(f.records))
@@ -136,7 +136,7 @@ func TestAListWithoutAChangeIsTheSame(t *testing.T) {
 	require.NotNil(t, f.instances())
 	require.Empty(t, f.instances())
 	key, value := gameRecord(1, 1)
-	f.put(key, value, 1)
+	f.put(key, value, version{revision: 1})
 	require.Same(t, &f.instances()[0], &f.instances()[0])
 }
 
@@ -149,7 +149,7 @@ func BenchmarkOneChangeOfMany(b *testing.B) {
 			keys := make([]string, n)
 			for i := range n {
 				key, value := gameRecord(i, 1)
-				f.put(key, value, int64(i))
+				f.put(key, value, version{revision: int64(i)})
 				keys[i] = key
 			}
 			r, _ := testResolver(b.Context())
@@ -160,7 +160,7 @@ func BenchmarkOneChangeOfMany(b *testing.B) {
 			for b.Loop() {
 				i++
 				key, value := gameRecord(i*7919%n, 2+i%997)
-				f.put(key, value, int64(n+i))
+				f.put(key, value, version{revision: int64(n + i)})
 				if events := r.difference(f.instances()); len(events) != 1 {
 					b.Fatal(len(events))
 				}

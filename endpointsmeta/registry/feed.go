@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/grpclog"
@@ -38,16 +39,23 @@ type feed struct {
 	confirmed func()           // is called when what is known was seen to be true
 	resynced  func(why string) // when all was listed anew
 
-	watches   watcher
-	records   map[string]Instance
-	sorted    []Instance          // the last list, which nobody changes
-	changed   map[string]struct{} // keys whose records are not as they were in it
-	revisions map[string]int64    // of all keys, those of no use too
-	warned    map[string]int64    // the revisions of bad records that were warned of
-	header    *pb.ResponseHeader  // the newest seen
-	agreed    *pb.ResponseHeader  // of the newest read that had all that is known, and no more
-	listed    bool                // there is a list, here or with whoever asked
+	watches  watcher
+	records  map[string]Instance
+	sorted   []Instance          // the last list, which nobody changes
+	changed  map[string]struct{} // keys whose records are not as they were in it
+	versions map[string]version  // of all keys, those of no use too
+	warned   map[string]version  // of bad records that were warned of
+	header   *pb.ResponseHeader  // the newest seen
+	agreed   *pb.ResponseHeader  // of the newest read that had all that is known, and no more
+	listed   bool                // there is a list, here or with whoever asked
 }
+
+// version is what tells one put of a key from all others. In an etcd that was wiped the same
+// key may have the same revision again, if all servers have started again, too: but not the
+// same lease.
+type version struct{ revision, lease int64 }
+
+func versionOf(kv *mvccpb.KeyValue) version { return version{kv.ModRevision, kv.Lease} }
 
 func newFeed(cli *clientv3.Client, service string) *feed {
 	return &feed{
@@ -58,8 +66,8 @@ func newFeed(cli *clientv3.Client, service string) *feed {
 		resynced:  func(string) {},
 		records:   make(map[string]Instance),
 		changed:   make(map[string]struct{}),
-		revisions: make(map[string]int64),
-		warned:    make(map[string]int64),
+		versions:  make(map[string]version),
+		warned:    make(map[string]version),
 	}
 }
 
@@ -141,10 +149,10 @@ func (f *feed) list(ctx context.Context) error {
 	}
 	clear(f.records)
 	clear(f.changed)
-	clear(f.revisions)
+	clear(f.versions)
 	f.sorted = nil
 	for _, kv := range resp.Kvs {
-		f.put(string(kv.Key), kv.Value, kv.ModRevision)
+		f.put(string(kv.Key), kv.Value, versionOf(kv))
 	}
 	if sure {
 		f.confirmed()
@@ -166,8 +174,8 @@ func (f *feed) read(ctx context.Context, opts ...clientv3.OpOption) (*clientv3.G
 
 // put takes in one record. A bad one counts as gone, in old clients and in new
 // ones, and is warned of once. What lies deeper is another service's.
-func (f *feed) put(key string, value []byte, revision int64) {
-	f.revisions[key] = revision
+func (f *feed) put(key string, value []byte, v version) {
+	f.versions[key] = v
 	if strings.Contains(key[len(f.prefix):], "/") {
 		return
 	}
@@ -182,8 +190,8 @@ func (f *feed) put(key string, value []byte, revision int64) {
 		return
 	}
 	delete(f.records, key)
-	if f.warned[key] != revision {
-		f.warned[key] = revision
+	if f.warned[key] != v {
+		f.warned[key] = v
 		logger.Warningf("skipping the record %q: %v", key, err)
 	}
 }
@@ -192,7 +200,7 @@ func (f *feed) put(key string, value []byte, revision int64) {
 func (f *feed) gone(key string) {
 	f.changed[key] = struct{}{}
 	delete(f.records, key)
-	delete(f.revisions, key)
+	delete(f.versions, key)
 	delete(f.warned, key)
 }
 
@@ -288,10 +296,13 @@ func (f *feed) take(changes clientv3.WatchChan, resp clientv3.WatchResponse, ok 
 		f.header = resp.Header
 		for _, ev := range resp.Events {
 			changed = true
+			if f.agreed != nil && ev.Kv.ModRevision <= f.agreed.Revision {
+				f.agreed = nil // the watch was behind, and may not tell the rest
+			}
 			if key := string(ev.Kv.Key); ev.Type == clientv3.EventTypeDelete {
 				f.gone(key)
 			} else {
-				f.put(key, ev.Kv.Value, ev.Kv.ModRevision)
+				f.put(key, ev.Kv.Value, versionOf(ev.Kv))
 			}
 		}
 		if n == burst {

@@ -35,6 +35,9 @@ import (
 // fence in its storage, which Meta.Incarnation is made for. And while etcd is away for
 // everybody, every server is fenced in the end: that is the price.
 //
+// The client must lead to etcd itself: its grpc-proxy renews leases at times of its own, and
+// answers with what it has, so that a fence behind it may fall late.
+//
 // A Fence belongs to one registration at a time. It is safe for concurrent use.
 type Fence struct {
 	keep time.Duration

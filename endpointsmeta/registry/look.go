@@ -29,12 +29,12 @@ type looks struct {
 	*feed
 	n        int
 	last     time.Time
-	doubt    bool             // something differs
-	differed int              // so many looks in a row
-	suspects map[string]int64 // what the last of them saw otherwise
-	owed     bool             // all keys are to be read once, whatever the revision,
-	allowed  time.Time        // but not before
-	failed   bool             // the last look did
+	doubt    bool               // something differs
+	differed int                // so many looks in a row
+	suspects map[string]version // what the last of them saw otherwise
+	owed     bool               // all keys are to be read once, whatever the revision,
+	allowed  time.Time          // but not before
+	failed   bool               // the last look did
 }
 
 // owe has all keys read. What there are many of, many clients may be about to read.
@@ -43,23 +43,25 @@ func (s *looks) owe() {
 		return
 	}
 	s.owed, s.allowed = true, time.Now()
-	if n := len(s.revisions); n > fewKeys {
+	if n := len(s.versions); n > fewKeys {
 		s.allowed = s.allowed.Add(rand.N(min(time.Duration(n)*lookSpread, s.probe)))
 	}
 }
 
 // next returns what to ask for now.
 func (s *looks) next() question {
-	s.n++
+	if !s.failed { // or the turn of which no answer came may come at each such time
+		s.n++
+	}
 	s.last = time.Now()
 	q := question{seen: s.header, agreed: s.agreed}
 	switch {
 	case s.doubt, s.owed && !s.last.Before(s.allowed):
 		q.kind, q.surely = allKeys, true
 		s.doubt, s.owed = false, false
-	case s.failed && len(s.revisions) > fewKeys:
+	case s.failed && len(s.versions) > fewKeys:
 		q.kind = countOnly
-	case len(s.revisions) <= fewKeys, s.n%allKeysLook == 0:
+	case len(s.versions) <= fewKeys, s.n%allKeysLook == 0:
 		q.kind = allKeys
 	case s.n%newKeysLook == 0:
 		q.kind = newKeys
@@ -75,7 +77,7 @@ func (s *looks) take(l lookResult) {
 	s.failed = l.err != nil
 	switch {
 	case l.err != nil:
-		if l.surely && l.kind == allKeys {
+		if l.kind != countOnly {
 			s.owe()
 		}
 	case l.older():
@@ -87,14 +89,14 @@ func (s *looks) take(l lookResult) {
 			s.agreed = l.header
 		}
 		if s.differed > 0 {
-			maps.DeleteFunc(now, func(key string, rev int64) bool { return s.suspects[key] != rev })
+			maps.DeleteFunc(now, func(key string, v version) bool { return s.suspects[key] != v })
 		}
 		s.suspects = now
 		if s.differed++; len(now) == 0 {
 			s.differed = 0
 		}
 		s.doubt = s.differed > 0
-	case l.count != len(s.revisions), len(s.missed(l)) > 0:
+	case l.count != len(s.versions), len(s.missed(l)) > 0:
 		s.doubt = !s.owed
 	case l.kind == newKeys:
 		s.agreed = l.header
@@ -134,10 +136,10 @@ type question struct {
 // lookResult is what a look at etcd finds.
 type lookResult struct {
 	question
-	header    *pb.ResponseHeader
-	count     int
-	revisions map[string]int64 // of the keys that were asked for
-	err       error
+	header   *pb.ResponseHeader
+	count    int
+	versions map[string]version // of the keys that were asked for
+	err      error
 }
 
 // look finds an etcd whose data was wiped or replaced: the client resumes its watch
@@ -177,13 +179,16 @@ func (f *feed) look(ctx context.Context, q question) lookResult {
 		opts = append(opts, clientv3.WithMinModRev(q.agreed.Revision+1))
 	}
 	resp := ask(f.get, opts...)
+	if l.err != nil && l.kind == allKeys && q.surely {
+		resp = ask(f.get, opts...) // of two members it may always be the turn of one that does not answer
+	}
 	if l.err != nil {
 		return l
 	}
 	l.count = int(resp.Count)
-	l.revisions = make(map[string]int64, len(resp.Kvs))
+	l.versions = make(map[string]version, len(resp.Kvs))
 	for _, kv := range resp.Kvs {
-		l.revisions[string(kv.Key)] = kv.ModRevision
+		l.versions[string(kv.Key)] = versionOf(kv)
 	}
 	return l
 }
@@ -199,25 +204,25 @@ func olderThan(now, seen *pb.ResponseHeader) bool {
 }
 
 // missed returns the keys that a look has otherwise than the watch told, by the
-// revision in question. Changes that are on their way are among them, but not for long.
+// version in question. Changes that are on their way are among them, but not for long.
 //
 // Of new keys, and their number, no more is needed: when all keys were agreed on there
 // was none that is not known, so if all that is newer is known, and there are as many,
 // they are the same.
-func (f *feed) missed(l lookResult) map[string]int64 {
-	missed := make(map[string]int64)
-	for key, rev := range l.revisions {
+func (f *feed) missed(l lookResult) map[string]version {
+	missed := make(map[string]version)
+	for key, v := range l.versions {
 		// What is known and older than the read would be in it, if it were the same etcd.
-		if known := f.revisions[key]; rev > known || rev < known && known <= l.header.Revision {
-			missed[key] = rev
+		if known := f.versions[key]; v != known && known.revision <= l.header.Revision {
+			missed[key] = v
 		}
 	}
 	if l.kind != allKeys {
 		return missed
 	}
-	for key, rev := range f.revisions {
-		if _, ok := l.revisions[key]; !ok {
-			missed[key] = rev
+	for key, v := range f.versions {
+		if _, ok := l.versions[key]; !ok {
+			missed[key] = v
 		}
 	}
 	return missed

@@ -27,9 +27,12 @@ type silentEtcd struct {
 	revision int64
 	term     uint64
 	keys     map[string]int64 // revisions
+	lease    int64            // that all keys are under
 	reads    []string         // what was asked for, but for the revision alone
 	tips     []time.Time      // when that was
 	down     bool
+	half     bool // each second request is not answered
+	asks     int
 }
 
 func newSilentEtcd(records int) *silentEtcd {
@@ -70,8 +73,9 @@ func (e *silentEtcd) Get(_ context.Context, key string, opts ...clientv3.OpOptio
 	op := clientv3.OpGet(key, opts...)
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.asks++
 	switch {
-	case e.down:
+	case e.down, e.half && e.asks%2 == 0:
 		return nil, errors.New("no leader")
 	case op.RangeBytes() == nil:
 		e.tips = append(e.tips, time.Now())
@@ -91,7 +95,7 @@ func (e *silentEtcd) Get(_ context.Context, key string, opts ...clientv3.OpOptio
 			continue
 		}
 		if resp.Count++; !op.IsCountOnly() && rev >= op.MinModRev() {
-			resp.Kvs = append(resp.Kvs, &mvccpb.KeyValue{Key: []byte(key), ModRevision: rev,
+			resp.Kvs = append(resp.Kvs, &mvccpb.KeyValue{Key: []byte(key), ModRevision: rev, Lease: e.lease,
 				Value: []byte(`{"Addr":"10.0.0.1:80"}`)})
 		}
 	}
@@ -107,7 +111,10 @@ func (e *silentEtcd) Watch(ctx context.Context, _ string, _ ...clientv3.OpOption
 			case <-ctx.Done():
 				return
 			case resp := <-e.told:
-				out <- resp
+				select {
+				case out <- resp:
+				case <-ctx.Done():
+				}
 			}
 		}
 	}()
@@ -268,6 +275,19 @@ func TestWhatADeafWatchDoesNotTellIsNoticed(t *testing.T) {
 	}
 }
 
+// Requests go to the members in turn.
+func TestWhatADeafWatchDoesNotTellIsNoticedWhileOneOfTwoMembersDoesNotAnswer(t *testing.T) {
+	for _, n := range []int{3, 3000} {
+		bubble(t, func(ctx context.Context, t *testing.T) {
+			e := newSilentEtcd(n)
+			f := follow(ctx, t, e)
+			e.half = true
+			e.put("game/game-00001")
+			f.listsAnewWithin(t, 2*newKeysLook*probeInterval*6/5)
+		})
+	}
+}
+
 // Two looks that differ in other ways each are what a busy service looks like. They agree
 // on nothing: the next has to read the keys, although nobody writes any more.
 func TestLooksThatDifferEachInItsOwnWayAgreeOnNothing(t *testing.T) {
@@ -295,6 +315,23 @@ func TestWhatTheWatchTellsIsNoProofThatItToldAll(t *testing.T) {
 				Key: []byte("game/told"), Value: []byte(`{"Addr":"10.0.0.1:80"}`), ModRevision: e.revision}}}}
 		f.listsAnewWithin(t, probeInterval*6/5+confirmation)
 	})
+}
+
+// What came and went is in no look, but its first half may be told yet.
+func TestAWatchThatGoesDeafWhileItIsBehindALookIsNoticed(t *testing.T) {
+	for _, n := range []int{3, 3000} {
+		bubble(t, func(ctx context.Context, t *testing.T) {
+			e := newSilentEtcd(n)
+			f := follow(ctx, t, e)
+			e.put("game/short")
+			e.remove("game/short")
+			time.Sleep(time.Duration(newKeysLook+1) * probeInterval * 6 / 5)
+			e.told <- clientv3.WatchResponse{Header: &pb.ResponseHeader{ClusterId: 1, RaftTerm: 2, Revision: e.revision - 1},
+				Events: []*clientv3.Event{{Type: clientv3.EventTypePut, Kv: &mvccpb.KeyValue{
+					Key: []byte("game/short"), Value: []byte(`{"Addr":"10.0.0.1:80"}`), ModRevision: e.revision - 1}}}}
+			f.listsAnewWithin(t, probeInterval*6/5+confirmation+confirmAfter)
+		})
+	}
 }
 
 // The revision is the same, by chance, and no watch has ended. That the connection was
@@ -331,6 +368,21 @@ func TestAWipedEtcdWithTheSameNamesIsNoticed(t *testing.T) {
 		e.wipe(100, map[string]int64{"game/game-00000": 3, "game/game-00001": 1, "game/game-00002": 2})
 		f.listsAnewWithin(t, probeInterval*6/5+confirmation)
 	})
+}
+
+// All servers have started again, in the order that they had, too.
+func TestAWipedEtcdWithTheSameNamesAndRevisionsIsNoticed(t *testing.T) {
+	for _, n := range []int{3, 3000} {
+		bubble(t, func(ctx context.Context, t *testing.T) {
+			e := newSilentEtcd(n)
+			f := follow(ctx, t, e)
+			e.mu.Lock()
+			e.lease = 7
+			e.mu.Unlock()
+			f.back <- struct{}{}
+			f.listsAnewWithin(t, minProbeInterval+time.Duration(n)*lookSpread+confirmation+time.Millisecond)
+		})
+	}
 }
 
 // What others write counts, too.

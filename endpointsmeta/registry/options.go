@@ -51,7 +51,8 @@ func (f serveOption) applyServe(s *serving) error { return f(s) }
 // changed, or came when another went, while the watch was deaf. All names of more than 100
 // are read each 144th time, and when the connection to etcd was lost and is back: up to a
 // second for each thousand later, and no later than the next look, so that clients do not
-// all read at once.
+// all read at once. Behind a proxy that keeps the connection, an etcd that was wiped and has
+// come to the very revision that it had is noticed when anybody writes next.
 func WithProbeInterval(d time.Duration) BuilderOption {
 	return builderOption(func(b *builder) error {
 		if d < minProbeInterval {
@@ -115,7 +116,8 @@ func WithAdvertise(addr string) ServeOption {
 
 // WithDrainTimeout bounds how long [Serve] takes to leave: after it, calls that
 // are still under way are cut. The record goes at the latest when a quarter of it, or 5s,
-// is left: a server that is never without a call has that long for its last ones. Default 30s.
+// is left: a server that is never without a call has that long for its last ones. What else
+// the sessions of these call goes to other servers meanwhile. Default 30s.
 func WithDrainTimeout(d time.Duration) ServeOption {
 	return serveOption(func(s *serving) error {
 		if d <= 0 {

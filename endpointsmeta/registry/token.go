@@ -23,9 +23,10 @@ const (
 // not know, shows etcd the password anew, and each check costs etcd up to a tenth of a
 // second of CPU, also if the client has given up meanwhile. After etcd's restart a fleet has
 // it check for so long that leases end and requests are given up, and begin anew. With it,
-// each client has its password checked once, by a request of up to 30 seconds of its own,
-// whatever becomes of those that wait for it. A token that came less than a second ago
-// serves who asks after that.
+// each client has its password checked once, by a request of its own, whatever becomes of
+// those that wait for it; by another one if there is no answer in 30 seconds. A token that
+// came less than a second ago serves who asks after that, also if etcd takes it no more: a
+// request just after a change of etcd's users may have to try for so long.
 //
 // The option may serve several clients, which share nothing, and is safe for concurrent use.
 //
@@ -50,6 +51,7 @@ type token struct {
 	done chan struct{} // is closed when what follows is there
 	resp pb.AuthenticateResponse
 	err  error
+	late bool // there was no answer in time
 }
 
 func (t *tokens) intercept(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
@@ -59,43 +61,56 @@ func (t *tokens) intercept(ctx context.Context, method string, req, reply any, c
 		return invoker(ctx, method, req, reply, conn, opts...)
 	}
 	user := tokenUser{conn, ask.GetName(), ask.GetPassword()}
-	t.mu.Lock()
-	got, asked := t.all[user]
-	if !asked {
-		got = &token{done: make(chan struct{})}
-		if t.all == nil {
-			t.all = make(map[tokenUser]*token)
+	for {
+		got := t.ask(ctx, user, func(ctx context.Context, resp *pb.AuthenticateResponse) error {
+			// Without the options of this call: they may have it write to what is the caller's.
+			return invoker(ctx, method, ask, resp, conn, grpc.WaitForReady(true))
+		})
+		select {
+		case <-got.done:
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
 		}
-		t.all[user] = got
+		switch {
+		case got.late: // which is no answer
+		case got.err != nil:
+			return got.err
+		default:
+			answer.Header, answer.Token = got.resp.GetHeader(), got.resp.GetToken()
+			return nil
+		}
 	}
-	t.mu.Unlock()
-	if !asked {
-		// Without the options of this call: they may have it write to what is the caller's.
-		go func() {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), authTimeout)
-			defer cancel()
-			got.err = invoker(ctx, method, ask, &got.resp, conn, grpc.WaitForReady(true))
-			close(got.done)
-			forget := func() {
-				t.mu.Lock()
-				defer t.mu.Unlock()
-				delete(t.all, user)
-			}
-			if got.err != nil {
-				forget()
-				return
-			}
+}
+
+// ask returns the token that etcd is asked for, or was just now. If there is none, it asks,
+// with the values of ctx.
+func (t *tokens) ask(ctx context.Context, user tokenUser, etcd func(context.Context, *pb.AuthenticateResponse) error) *token {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if got := t.all[user]; got != nil {
+		return got
+	}
+	got := &token{done: make(chan struct{})}
+	if t.all == nil {
+		t.all = make(map[tokenUser]*token)
+	}
+	t.all[user] = got
+	forget := func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		delete(t.all, user)
+	}
+	go func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), authTimeout)
+		defer cancel()
+		got.err = etcd(ctx, &got.resp)
+		got.late = got.err != nil && ctx.Err() != nil
+		if got.err != nil {
+			forget()
+		} else {
 			time.AfterFunc(tokenFresh, forget)
-		}()
-	}
-	select {
-	case <-got.done:
-	case <-ctx.Done():
-		return status.FromContextError(ctx.Err()).Err()
-	}
-	if got.err != nil {
-		return got.err
-	}
-	answer.Header, answer.Token = got.resp.GetHeader(), got.resp.GetToken()
-	return nil
+		}
+		close(got.done)
+	}()
+	return got
 }

@@ -120,6 +120,37 @@ func TestATokenThatWasRefusedIsAskedForAgain(t *testing.T) {
 	})
 }
 
+// As without the option: etcd's client ends its watches for good where the time for a token
+// is over.
+func TestWhoAsksForATokenWaitsForItForAsLongAsHeWants(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var tokens tokens
+		var etcd slowAuth
+		conn := new(grpc.ClientConn)
+		began := time.Now()
+		away := func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, opts ...grpc.CallOption) error {
+			if time.Since(began) < time.Hour {
+				<-ctx.Done()
+				return status.FromContextError(ctx.Err()).Err()
+			}
+			return etcd.invoke(ctx, method, req, reply, conn, opts...)
+		}
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				var resp pb.AuthenticateResponse
+				err := tokens.intercept(t.Context(), "/etcdserverpb.Auth/Authenticate", &pb.AuthenticateRequest{Name: "game", Password: "play"}, &resp, conn, away)
+				if err != nil || resp.Token != "a" {
+					t.Errorf("got %q, %v after %v", resp.Token, err, time.Since(began))
+				}
+			})
+		}
+		wg.Wait()
+		require.EqualValues(t, 1, etcd.asked.Load())
+		time.Sleep(2 * tokenFresh)
+	})
+}
+
 func TestOtherRequestsPass(t *testing.T) {
 	var tokens tokens
 	var got pb.RangeResponse
