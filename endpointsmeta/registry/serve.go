@@ -163,23 +163,28 @@ func closeNow(ctx context.Context, reg *Registration) error {
 // leave withdraws and stops the server. An etcd that is away delays it by seconds
 // and is no error that anyone could act on: the lease ends by itself.
 func (s *serving) leave(ctx context.Context, reg *Registration, srv *grpc.Server) error {
-	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, s.drainTimeout)
 	defer cancel()
-	dctx, dcancel := context.WithTimeout(ctx, requestTimeout)
-	err := reg.Drain(dctx)
-	dcancel()
-	if err == nil && sleep(ctx, drainNotice) {
-		wctx, wcancel := context.WithTimeout(ctx, s.drainTimeout-lastCalls(s.drainTimeout)-time.Since(began))
-		for s.calls != nil && s.calls.UnderWay() > 0 && sleep(wctx, 20*time.Millisecond) {
-		}
-		wcancel()
-	}
+	s.waitForCalls(ctx, reg)
 	if err := closeNow(ctx, reg); err != nil {
 		logger.Warningf("%v", err)
 	}
 	stop(ctx, srv)
 	return nil
+}
+
+// waitForCalls says that the server drains, and waits until no call is under way, or only
+// the last calls' time is left.
+func (s *serving) waitForCalls(ctx context.Context, reg *Registration) {
+	ctx, cancel := context.WithTimeout(ctx, s.drainTimeout-lastCalls(s.drainTimeout))
+	defer cancel()
+	dctx, dcancel := context.WithTimeout(ctx, requestTimeout)
+	defer dcancel()
+	if reg.Drain(dctx) != nil || !sleep(ctx, drainNotice) {
+		return
+	}
+	for s.calls != nil && s.calls.UnderWay() > 0 && sleep(ctx, 20*time.Millisecond) {
+	}
 }
 
 // stop lets calls end, and cuts what is left of them when ctx ends.
