@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/resolver/dns"
 
 	"github.com/homing-grpc/homing/affinity"
+	"github.com/homing-grpc/homing/e2e/internal/port"
 	"github.com/homing-grpc/homing/stickybalancer"
 )
 
@@ -98,10 +99,9 @@ func startServerOn(t *testing.T, last byte, port int) *server {
 
 func freePort(t *testing.T) int {
 	t.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	n, err := port.Free()
 	require.NoError(t, err)
-	defer lis.Close()
-	return lis.Addr().(*net.TCPAddr).Port
+	return n
 }
 
 func dial(t *testing.T, target string, opts ...grpc.DialOption) *channel {

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"net"
 	"net/url"
 	"testing"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"google.golang.org/grpc/backoff"
 
 	embedded "github.com/homing-grpc/homing/e2e/internal/etcd"
+	"github.com/homing-grpc/homing/e2e/internal/port"
 )
 
 // etcd is a real etcd server in this process, on one address for all its life.
@@ -43,10 +43,9 @@ func startEtcd(t testing.TB) *etcd {
 
 func freeURL(t testing.TB) url.URL {
 	t.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := port.FreeAddr()
 	require.NoError(t, err)
-	defer lis.Close()
-	return url.URL{Scheme: "http", Host: lis.Addr().String()}
+	return url.URL{Scheme: "http", Host: addr}
 }
 
 func (e *etcd) start() {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +14,8 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+
+	"github.com/homing-grpc/homing/e2e/internal/port"
 )
 
 // member is one etcd, a process.
@@ -35,15 +36,6 @@ type cluster struct {
 	members []*member
 }
 
-func freePort() (string, error) {
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer lis.Close()
-	return lis.Addr().String(), nil
-}
-
 func newCluster(n int) (c *cluster, err error) {
 	c = &cluster{}
 	if c.dir, err = os.MkdirTemp("", "homing-faults-"); err != nil {
@@ -53,10 +45,10 @@ func newCluster(n int) (c *cluster, err error) {
 	for i := range n {
 		m := &member{name: fmt.Sprint("m", i)}
 		m.dir = filepath.Join(c.dir, m.name)
-		if m.client, err = freePort(); err != nil {
+		if m.client, err = port.FreeAddr(); err != nil {
 			return nil, err
 		}
-		if m.peer, err = freePort(); err != nil {
+		if m.peer, err = port.FreeAddr(); err != nil {
 			return nil, err
 		}
 		if m.front, err = newProxy(m.client); err != nil {

@@ -3,10 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
-	"net"
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -22,6 +22,7 @@ import (
 
 	"github.com/homing-grpc/homing/affinity"
 	"github.com/homing-grpc/homing/e2e/guides/guidetest"
+	freeport "github.com/homing-grpc/homing/e2e/internal/port"
 	"github.com/homing-grpc/homing/endpointsmeta/registry"
 	"github.com/homing-grpc/homing/stickybalancer"
 )
@@ -49,10 +50,9 @@ func start(t *testing.T, name, etcd, port string) *pod {
 		t.Skip("there is no SIGTERM to send to a process")
 	}
 	if port == "" {
-		lis, err := net.Listen("tcp", "127.0.0.1:0")
+		n, err := freeport.Free()
 		require.NoError(t, err)
-		_, port, _ = net.SplitHostPort(lis.Addr().String())
-		lis.Close()
+		port = strconv.Itoa(n)
 	}
 	self, err := os.Executable()
 	require.NoError(t, err)
