@@ -15,6 +15,7 @@ import (
 
 	"github.com/homing-grpc/homing/affinity"
 	"github.com/homing-grpc/homing/internal/callctx"
+	"github.com/homing-grpc/homing/internal/collect"
 	"github.com/homing-grpc/homing/internal/session"
 )
 
@@ -95,7 +96,7 @@ var moveReasons = [...]session.Reason{
 func newMeter(r estats.MetricsRecorder, target string, publish func()) *meter {
 	m := &meter{recorder: r, target: target, publish: publish, moves: new(moves)}
 	m.onMove = m.moves.add
-	stop, recorded := register(r, m)
+	stop, recorded := collect.Gauges(r, m, endpointMetrics[:]...)
 	m.stop = stop
 	if recorded {
 		m.begin()

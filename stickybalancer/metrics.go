@@ -1,8 +1,6 @@
 package stickybalancer
 
 import (
-	"sync/atomic"
-
 	estats "google.golang.org/grpc/experimental/stats"
 )
 
@@ -82,29 +80,4 @@ func (v *view) is(kind int) bool {
 		return v.kept
 	}
 	return v.known
-}
-
-// asked is a gauge that notes how often somebody wants to know which one it is.
-type asked struct {
-	*estats.Int64AsyncGaugeHandle
-	times *atomic.Int64
-}
-
-func (a asked) Descriptor() *estats.MetricDescriptor {
-	a.times.Add(1)
-	return a.Int64AsyncGaugeHandle.Descriptor()
-}
-
-// register makes r collect our gauges from reporter until stop is called. It reports
-// whether anybody is behind r, as far as that can be told: gRPC has no question for it.
-// But the list that it keeps of its recorders asks for each descriptor once, and each
-// recorder in it has to ask again.
-func register(r estats.MetricsRecorder, reporter estats.AsyncMetricReporter) (stop func(), recorded bool) {
-	times := new(atomic.Int64) // a recorder may go on to ask
-	gauges := make([]estats.AsyncMetric, endpointKinds)
-	for i, h := range endpointMetrics {
-		gauges[i] = asked{h, times}
-	}
-	stop = r.RegisterAsyncReporter(reporter, gauges...)
-	return stop, times.Load() > int64(len(gauges))
 }

@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	estats "google.golang.org/grpc/experimental/stats"
 	"google.golang.org/grpc/resolver"
+
+	"github.com/homing-grpc/homing/internal/collect"
 )
 
 // What follows is declared as gRFC A79 has it. All are on by default: none is recorded
@@ -103,24 +105,12 @@ func recorderOf(opts []grpc.DialOption) (estats.MetricsRecorder, error) {
 	return nil, errors.New("the options have no recorder")
 }
 
-// takesGauges reports whether anybody behind r asks which gauges there are. The list that
-// gRPC keeps of a channel's recorders asks once, and each of them once more.
+// takesGauges reports whether anybody behind r asks which gauges there are.
 func takesGauges(r estats.MetricsRecorder) bool {
-	g := &asked{Int64AsyncGaugeHandle: stalenessMetric}
 	nothing := estats.AsyncMetricReporterFunc(func(estats.AsyncMetricsRecorder) error { return nil })
-	r.RegisterAsyncReporter(nothing, g)()
-	return g.times.Load() > 1
-}
-
-// asked is a gauge that notes how often somebody wants to know which one it is.
-type asked struct {
-	*estats.Int64AsyncGaugeHandle
-	times atomic.Int64
-}
-
-func (a *asked) Descriptor() *estats.MetricDescriptor {
-	a.times.Add(1)
-	return a.Int64AsyncGaugeHandle.Descriptor()
+	stop, recorded := collect.Gauges(r, nothing, stalenessMetric)
+	stop()
+	return recorded
 }
 
 type recorderBuilder struct {
