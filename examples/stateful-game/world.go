@@ -130,6 +130,7 @@ func (w *world) Play(stream gamepb.Game_PlayServer) error {
 			select {
 			case steps <- step:
 			case <-ctx.Done():
+				ended <- status.FromContextError(ctx.Err()).Err()
 				return
 			}
 		}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -47,4 +49,36 @@ func TestWorld(t *testing.T) {
 	there, err := w.Look(ctx, &gamepb.LookRequest{})
 	require.NoError(t, err)
 	assert.Empty(t, there.GetPlayers())
+}
+
+// slowSeat is a stream whose player goes on stepping, and hears nothing until it may.
+type slowSeat struct {
+	gamepb.Game_PlayServer
+	ctx    context.Context
+	player string
+	hears  chan struct{}
+}
+
+func (s *slowSeat) Context() context.Context { return s.ctx }
+
+func (s *slowSeat) Recv() (*gamepb.Step, error) { return &gamepb.Step{Player: s.player}, nil }
+
+func (s *slowSeat) Send(*gamepb.Event) error { <-s.hears; return nil }
+
+func TestASeatEndsWithItsPlayerWhateverIsUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		_, err := w.Join(t.Context(), &gamepb.JoinRequest{Player: "ada"})
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		seat := &slowSeat{ctx: ctx, player: "ada", hears: make(chan struct{})}
+		ended := make(chan error, 1)
+		go func() { ended <- w.Play(seat) }()
+		synctest.Wait() // one step is being answered, and the next one is there
+		cancel()
+		synctest.Wait()
+		close(seat.hears)
+		synctest.Wait()
+		require.Len(t, ended, 1)
+	})
 }
